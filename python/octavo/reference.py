@@ -1,0 +1,327 @@
+"""What every octavo op computes, in NumPy. Every backend equals these functions to the bit; activations alone may
+differ, by 4 float32 ulp.
+
+`octavo.ops` has validated the arguments; dtype arguments are names ("float32", "bfloat16", ...). An operation on
+float32 arrays is one IEEE-754 binary32 operation, rounded to nearest even.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+_F32_TINY = np.finfo(np.float32).tiny
+_NAN_KEY = np.uint32(0x7F800001)  # one key above Inf for every NaN
+
+_erfc = np.vectorize(math.erfc, otypes=[np.float64])
+
+
+def _quiet() -> np.errstate:
+    return np.errstate(all="ignore")  # NaN, Inf, overflow and underflow are data here, not accidents
+
+
+def _dtype(name: str) -> np.dtype[Any]:
+    if name == "bfloat16":
+        import ml_dtypes  # NumPy has no bfloat16 of its own
+
+        name = ml_dtypes.bfloat16
+    dtype: np.dtype[Any] = np.dtype(name)
+    return dtype
+
+
+def _f32(x: Array) -> Array:
+    """f16 and bf16 widen exactly, f64 rounds once."""
+    with _quiet():
+        return np.asarray(x).astype(np.float32)
+
+
+# ---- quantize ----
+
+
+def quantize(
+    x: Array,
+    granularity: str = "row",
+    group_size: int | None = None,
+    symmetric: bool = True,
+    scale: Array | None = None,
+    zero_point: Array | None = None,
+    rounding: str = "nearest",
+    seed: int | None = None,
+) -> tuple[Array, Array, Array | None]:
+    """(data, scale, zero_point); zero_point is None when symmetric. A given scale (and zero_point) is used as is."""
+    with _quiet():
+        lead, k = x.shape[:-1], x.shape[-1] if x.ndim else 1
+        if granularity == "tensor":
+            scale_shape: tuple[int, ...] = ()
+            v = _f32(x).reshape(x.size)
+        elif granularity == "row":
+            scale_shape = lead
+            v = _f32(x).reshape(*lead, k)
+        else:
+            assert group_size is not None
+            scale_shape = (*lead, k // group_size)
+            v = _f32(x).reshape(*scale_shape, group_size)
+
+        finite = np.isfinite(v)
+        if scale is not None:
+            scale = np.asarray(scale, np.float32).reshape(scale_shape)
+            inv = np.float32(1) / scale
+        else:
+            known = np.where(finite, v, np.float32(0))
+            if symmetric:
+                span, steps = np.abs(known).max(axis=-1, initial=0), np.float32(127)
+            else:
+                lo, hi = known.min(axis=-1, initial=0), known.max(axis=-1, initial=0)
+                span, steps = hi - lo, np.float32(255)
+            scale, inv = span / steps, steps / span
+            # Also true for span == 0 and for span == Inf (inv 0): such a row is stored as zeros.
+            degenerate = ~((scale >= _F32_TINY) & np.isfinite(scale) & np.isfinite(inv))
+            scale, inv = np.where(degenerate, np.float32(1), scale), np.where(degenerate, np.float32(1), inv)
+            v = np.where(degenerate[..., None] & finite, np.float32(0), v)
+            if not symmetric:
+                zero_point = np.where(degenerate, 0, np.clip(np.rint(np.float32(-128) - lo * inv), -128, 127))
+
+        q = v * inv[..., None]
+        if rounding == "stochastic":
+            assert seed is not None
+            q = np.floor(q + _uniform(seed, x.size).reshape(q.shape))
+        else:
+            q = np.rint(q)
+        q = np.where(np.isnan(q), np.float32(0), q)
+        if symmetric:
+            return np.clip(q, -127, 127).astype(np.int8).reshape(x.shape), scale, None
+        zero_point = np.asarray(zero_point).astype(np.int32).reshape(scale_shape)
+        q = q + zero_point.astype(np.float32)[..., None]
+        return np.clip(q, -128, 127).astype(np.int8).reshape(x.shape), scale, zero_point
+
+
+def _uniform(seed: int, n: int) -> Array:
+    """n f32 numbers in [0, 1): the top 24 bits of word i % 4 of Philox4x32-10(counter i // 4, key seed)."""
+    low, high = np.uint64(0xFFFFFFFF), np.uint64(32)
+    count = np.arange((n + 3) // 4, dtype=np.uint64)
+    c0, c1, c2, c3 = count & low, count >> high, np.zeros_like(count), np.zeros_like(count)
+    k0, k1 = seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF
+    for _ in range(10):
+        p0, p1 = c0 * np.uint64(0xD2511F53), c2 * np.uint64(0xCD9E8D57)
+        c0, c1 = (p1 >> high) ^ c1 ^ np.uint64(k0), p1 & low
+        c2, c3 = (p0 >> high) ^ c3 ^ np.uint64(k1), p0 & low
+        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
+    words = np.stack([c0, c1, c2, c3], axis=-1).reshape(-1)[:n]
+    return np.multiply(words >> np.uint64(8), np.float32(2**-24), dtype=np.float32, casting="unsafe")
+
+
+def dequantize(data: Array, scale: Array, zero_point: Array | None = None, dtype: str = "float32") -> Array:
+    """(float(q - zero_point)) * scale; the granularity follows from scale's shape."""
+    with _quiet():
+        q = data.astype(np.int32)
+        if zero_point is not None:
+            q = q - _per_element(np.asarray(zero_point, np.int32), data)
+        x = q.astype(np.float32) * _per_element(np.asarray(scale, np.float32), data)
+        return np.asarray(x).astype(_dtype(dtype))
+
+
+def _per_element(p: Array, data: Array) -> Array:
+    if p.ndim == 0:
+        return p
+    if p.shape == data.shape[:-1]:
+        return p[..., None]
+    return np.repeat(p, data.shape[-1] // max(p.shape[-1], 1), axis=-1)
+
+
+# ---- integer products ----
+
+
+def int_mm(a: Array, b: Array) -> Array:
+    """a s8|u8 [..., K] times b s8 [K, N] -> int32. f64 is exact here: every partial sum is below 2^53."""
+    return (a.astype(np.float64) @ b.astype(np.float64)).astype(np.int32)
+
+
+def scaled_int_mm(
+    a: Array,
+    a_scale: Array | None,
+    weight: Array,
+    weight_scale: Array | None,
+    bias: Array | None = None,
+    a_zero_point: Array | None = None,
+    activation: str | None = None,
+    out_dtype: str = "float32",
+) -> Array:
+    """activation(((float(acc) * weight_scale) * a_scale) + bias); weight int8 [N, K]; out_dtype "int32" gives acc."""
+    with _quiet():
+        acc = int_mm(a, weight.T)
+        if a_zero_point is not None:
+            zero_point = np.broadcast_to(np.asarray(a_zero_point, np.int32), a.shape[:-1])
+            acc = acc - zero_point[..., None] * weight.sum(axis=1, dtype=np.int32)
+        if out_dtype == "int32":
+            return acc
+        row_scale = np.broadcast_to(np.asarray(a_scale, np.float32), a.shape[:-1])
+        y = acc.astype(np.float32) * np.asarray(weight_scale, np.float32).reshape(-1) * row_scale[..., None]
+        if bias is not None:
+            y = y + _f32(bias)
+        return _activate(y, activation).astype(_dtype(out_dtype))
+
+
+def int8_linear(
+    x: Array,
+    weight: Array,
+    weight_scale: Array,
+    bias: Array | None = None,
+    activation: str | None = None,
+    out_dtype: str = "float32",
+) -> Array:
+    """x [..., K] is quantized per row, symmetrically; weight int8 [N, K]."""
+    data, scale, _ = quantize(x)
+    return scaled_int_mm(data, scale, weight, weight_scale, bias, None, activation, out_dtype)
+
+
+def _activate(y: Array, activation: str | None) -> Array:
+    """f64 from the f32 pre-activation, rounded once to f32."""
+    if activation is None:
+        return y
+    if activation == "relu":
+        return np.where(y < 0, np.float32(0), y)  # NaN and -0.0 stay
+    x = np.asarray(y, np.float64)
+    if activation == "gelu":
+        z: Array = 0.5 * x * _erfc(-x / math.sqrt(2))
+    elif activation == "gelu_tanh":
+        # 0.5 * (1 + tanh(u)) == 1 / (1 + exp(-2u)), without the cancellation
+        z = x / (1 + np.exp(-2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    else:
+        z = x / (1 + np.exp(-x))  # silu
+    return z.astype(np.float32)
+
+
+# ---- packed weights ----
+
+_HEADER_NBYTES = 64
+_MAGIC, _VERSION, _DENSE, _ANY_ISA = 0x5654434F, 1, 0, 0
+
+
+def pack_weight(weight: Array) -> Array:
+    """int8 [N, K] -> uint8: header, int32 column sums [Np], panels [Np/64][Kp/4][64][4]; zero padded to 64."""
+    n, k = weight.shape
+    padded = np.zeros((-(-n // 64) * 64, -(-k // 64) * 64), np.int8)
+    padded[:n, :k] = weight
+    header = np.zeros(_HEADER_NBYTES, np.uint8)
+    header[:16] = np.array([_MAGIC, _VERSION, _DENSE, _ANY_ISA], "<u4").view(np.uint8)
+    header[16:32] = np.array([n, k], "<i8").view(np.uint8)
+    colsum = padded.sum(axis=1, dtype=np.int32).astype("<i4").view(np.uint8)
+    panels = padded.reshape(padded.shape[0] // 64, 64, padded.shape[1] // 4, 4).transpose(0, 2, 1, 3)
+    return np.concatenate([header, colsum, np.ascontiguousarray(panels).view(np.uint8).reshape(-1)])
+
+
+def unpack_weight(buffer: Array) -> Array:
+    n, k = (int(v) for v in buffer[16:32].view("<i8"))
+    rows, cols = -(-n // 64) * 64, -(-k // 64) * 64
+    panels = buffer[_HEADER_NBYTES + 4 * rows :].view(np.int8).reshape(rows // 64, cols // 4, 64, 4)
+    return np.ascontiguousarray(panels.transpose(0, 2, 1, 3).reshape(rows, cols)[:n, :k])
+
+
+# ---- pruning ----
+
+
+def magnitude_threshold(ws: Sequence[Array], sparsity: float) -> float:
+    """The k-th smallest f32 magnitude of all tensors together, k = round(sparsity * n); 0.0 for k = 0."""
+    keys = np.concatenate([_keys(w) for w in ws]) if ws else np.zeros(0, np.uint32)
+    k = round(sparsity * keys.size)  # Python rounds half to even
+    return float(np.partition(keys, k - 1)[k - 1 : k].view(np.float32)[0]) if k else 0.0
+
+
+def prune_masks(
+    ws: Sequence[Array],
+    threshold: float | None = None,
+    ratio: float | None = None,
+    sparsity: float | None = None,
+    pattern: str = "unstructured",
+) -> list[Array]:
+    """One mask (True = kept) per tensor; threshold, ratio and sparsity act on all tensors together."""
+    with _quiet():
+        if ":" in pattern:
+            n, m = (int(v) for v in pattern.split(":"))
+            return [_mask_nm(w, n, m) for w in ws]
+        if pattern == "unstructured":
+            mags = [np.abs(_f32(w)).reshape(-1) for w in ws]
+        else:
+            mags = [_unit_scores(w, *unit_shape(w.shape, pattern)) for w in ws]
+        scores = np.concatenate(mags) if mags else np.zeros(0, np.float32)
+
+        if sparsity is not None:
+            # A stable sort puts the lowest index first among equals, and NaN above Inf.
+            keep = np.ones(scores.size, np.bool_)
+            keep[np.argsort(scores, kind="stable")[: round(sparsity * scores.size)]] = False
+        else:
+            number = scores.dtype.type  # f32 magnitudes, f64 unit scores
+            if ratio is not None:
+                limit = number(ratio) * scores.max(initial=0, where=np.isfinite(scores))
+            else:
+                assert threshold is not None
+                limit = (
+                    number(threshold) if threshold >= 0 else number(-1)
+                )  # a tiny negative must not round to 0
+            keep = (scores > limit) | np.isnan(scores)
+
+        masks = np.split(keep, np.cumsum([s.size for s in mags])[:-1]) if mags else []
+        if pattern == "unstructured":
+            return [mask.reshape(w.shape) for mask, w in zip(masks, ws, strict=True)]
+        return [
+            _spread(mask, w.shape, *unit_shape(w.shape, pattern)) for mask, w in zip(masks, ws, strict=True)
+        ]
+
+
+def apply_mask(w: Array, mask: Array) -> Array:
+    return np.where(mask, w, np.zeros((), w.dtype))
+
+
+def unit_shape(shape: tuple[int, ...], pattern: str) -> tuple[int, int]:
+    """Rows and columns of one unit ("row", "column", "block4x16") in the 2-D view of a tensor."""
+    rows, cols = _shape_2d(shape)
+    if pattern == "row":
+        return 1, cols
+    if pattern == "column":
+        return rows, 1
+    r, c = pattern.removeprefix("block").split("x")
+    return int(r), int(c)
+
+
+def _shape_2d(shape: tuple[int, ...]) -> tuple[int, int]:
+    return math.prod(shape[:-1]), shape[-1] if shape else 1
+
+
+def _keys(w: Array) -> Array:
+    """Integers that sort as the f32 magnitudes do; every NaN is the same, above Inf."""
+    bits: Array = np.abs(_f32(w)).reshape(-1).view(np.uint32)
+    return np.asarray(np.minimum(bits, _NAN_KEY))
+
+
+def _mask_nm(w: Array, n: int, m: int) -> Array:
+    """The n largest of each m stay; a stable sort keeps the lowest index first among equals."""
+    keys = _keys(w).astype(np.int64).reshape(-1, m)
+    mask = np.zeros(keys.shape, np.bool_)
+    np.put_along_axis(mask, np.argsort(-keys, axis=1, kind="stable")[:, :n], True, axis=1)
+    return mask.reshape(w.shape)
+
+
+def _unit_scores(w: Array, r: int, c: int) -> Array:
+    """Sum of |w| in f64 per unit: eight partial sums by index mod 8, each in index order, then a fixed tree."""
+    rows, cols = _shape_2d(w.shape)
+    grid = (rows // max(r, 1), cols // max(c, 1))
+    units = np.abs(_f32(w)).astype(np.float64).reshape(grid[0], r, grid[1], c).transpose(0, 2, 1, 3)
+    units = units.reshape(grid[0] * grid[1], r * c)
+    s = np.zeros((units.shape[0], 8))
+    for i in range(0, units.shape[1], 8):
+        part = units[:, i : i + 8]
+        s[:, : part.shape[1]] += part
+    s = s.T
+    return np.asarray(((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7])))
+
+
+def _spread(mask: Array, shape: tuple[int, ...], r: int, c: int) -> Array:
+    rows, cols = _shape_2d(shape)
+    grid = mask.reshape(rows // max(r, 1), cols // max(c, 1))
+    return np.repeat(np.repeat(grid, r, axis=0), c, axis=1).reshape(shape)
