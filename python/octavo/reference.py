@@ -1,8 +1,8 @@
-"""What every octavo op computes, in NumPy. Every backend equals these functions to the bit; activations alone may
-differ, by 4 float32 ulp.
+"""What every octavo op computes, in NumPy. Every backend equals these functions to the bit; only activations
+may differ, by 4 float32 ulp.
 
-`octavo.ops` has validated the arguments; dtype arguments are names ("float32", "bfloat16", ...). An operation on
-float32 arrays is one IEEE-754 binary32 operation, rounded to nearest even.
+`octavo.ops` has validated the arguments; dtype arguments are names ("float32", "bfloat16", ...). An operation
+on float32 arrays is one IEEE-754 binary32 operation, rounded to nearest even.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def quantize(
     rounding: str = "nearest",
     seed: int | None = None,
 ) -> tuple[Array, Array, Array | None]:
-    """(data, scale, zero_point); zero_point is None when symmetric. A given scale (and zero_point) is used as is."""
+    """(data, scale, zero_point); zero_point is None when symmetric. A given scale and zero_point are kept."""
     with _quiet():
         lead, k = x.shape[:-1], x.shape[-1] if x.ndim else 1
         if granularity == "tensor":
@@ -113,7 +113,8 @@ def _uniform(seed: int, n: int) -> Array:
         c2, c3 = (p0 >> high) ^ c3 ^ np.uint64(k1), p0 & low
         k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
     words = np.stack([c0, c1, c2, c3], axis=-1).reshape(-1)[:n]
-    return np.multiply(words >> np.uint64(8), np.float32(2**-24), dtype=np.float32, casting="unsafe")
+    u: Array = (words >> np.uint64(8)).astype(np.float32) * np.float32(2**-24)
+    return u
 
 
 def dequantize(data: Array, scale: Array, zero_point: Array | None = None, dtype: str = "float32") -> Array:
@@ -152,7 +153,7 @@ def scaled_int_mm(
     activation: str | None = None,
     out_dtype: str = "float32",
 ) -> Array:
-    """activation(((float(acc) * weight_scale) * a_scale) + bias); weight int8 [N, K]; out_dtype "int32" gives acc."""
+    """activation(((float(acc) * weight_scale) * a_scale) + bias); weight int8 [N, K]; "int32": acc."""
     with _quiet():
         acc = int_mm(a, weight.T)
         if a_zero_point is not None:
@@ -204,7 +205,7 @@ _MAGIC, _VERSION, _DENSE, _ANY_ISA = 0x5654434F, 1, 0, 0
 
 
 def pack_weight(weight: Array) -> Array:
-    """int8 [N, K] -> uint8: header, int32 column sums [Np], panels [Np/64][Kp/4][64][4]; zero padded to 64."""
+    """int8 [N, K] -> uint8: header, int32 column sums [Np], panels [Np/64][Kp/4][64][4]; zero padded."""
     n, k = weight.shape
     padded = np.zeros((-(-n // 64) * 64, -(-k // 64) * 64), np.int8)
     padded[:n, :k] = weight
@@ -308,7 +309,7 @@ def _mask_nm(w: Array, n: int, m: int) -> Array:
 
 
 def _unit_scores(w: Array, r: int, c: int) -> Array:
-    """Sum of |w| in f64 per unit: eight partial sums by index mod 8, each in index order, then a fixed tree."""
+    """Sum of |w| in f64 per unit: eight partial sums by index mod 8, in index order, then a fixed tree."""
     rows, cols = _shape_2d(w.shape)
     grid = (rows // max(r, 1), cols // max(c, 1))
     units = np.abs(_f32(w)).astype(np.float64).reshape(grid[0], r, grid[1], c).transpose(0, 2, 1, 3)
