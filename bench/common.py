@@ -1,0 +1,449 @@
+"""The harness behind every number: contenders interleaved, parity first, machine limits in the same run.
+
+A `Case` is one piece of work and the contenders that do it. `run_case` refuses contenders that fail parity,
+warms the rest up, then takes one sample of each in turn (A B C A B C ...) and one of the machine's own limit,
+round by round, so that a throttled second hits everybody. A run that lost over 5 % of its CPU time to other
+guests of the machine, or whose limits moved, is marked noisy and repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import math
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from machine import (
+    Clock,
+    Limits,
+    Rates,
+    host_facts,
+    host_line,
+    optional,
+    set_threads,
+    steal_share,
+    usable_cpus,
+)
+
+MAX_STEAL = 0.05
+MAX_DRIFT = 0.20
+RESULT_SAMPLES = 15
+
+
+# ---- what is measured
+
+
+@dataclass(frozen=True)
+class Parity:
+    ok: bool
+    detail: str  # "exact", a relative error, or where it differs
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One side. `call(i)` does `units` units of the case's work on the i-th set of rotated buffers."""
+
+    name: str
+    call: Callable[[int], object] | None = None
+    check: Callable[[], Parity] | None = None
+    ours: bool = False
+    units: int = 1
+    work: float | None = None  # where this side moves other bytes than the case says (a float weight)
+    why_not: str = ""  # the reason that there is no call, such as "not installed"
+
+
+@dataclass(frozen=True)
+class Case:
+    id: str
+    label: str
+    work: float  # operations or bytes of one unit
+    unit: str  # "GOP/s" or "GB/s"
+    limit: str  # "peak", "read" or "copy"
+    contenders: Callable[[], Sequence[Contender]]  # built when the case runs, freed after it
+
+
+@dataclass(frozen=True)
+class Settings:
+    samples: int = 21
+    min_sample_s: float = 0.008  # short calls are timed in groups at least this long
+    warmup_s: float = 0.15
+    warmup_calls: int = 2
+    repeats: int = 2  # further attempts at a noisy case
+    probes: int = 3  # of each limit, before and after; the best counts
+    quick: bool = False
+
+
+QUICK = Settings(
+    samples=5, min_sample_s=0.003, warmup_s=0.02, warmup_calls=1, repeats=0, probes=1, quick=True
+)
+
+
+# ---- statistics and parity
+
+
+@dataclass(frozen=True)
+class Spread:
+    median: float
+    p10: float
+    p90: float
+    samples: int
+
+
+def spread(values: Sequence[float]) -> Spread:
+    if not values:
+        raise ValueError("values: expected at least one sample, got none")
+    p10, median, p90 = (float(v) for v in np.percentile(np.asarray(values, np.float64), (10, 50, 90)))
+    return Spread(median, p10, p90, len(values))
+
+
+def as_numpy(array: Any) -> np.ndarray[Any, Any]:
+    """NumPy view or copy of a NumPy array or torch tensor; bfloat16 widens to float32."""
+    if isinstance(array, np.ndarray):
+        return array
+    return np.asarray(array.detach().float() if str(array.dtype) == "torch.bfloat16" else array.detach())
+
+
+def check_equal(got: Any, expected: Any) -> Parity:
+    """Same shape, dtype and values, to the bit."""
+    g, e = as_numpy(got), as_numpy(expected)
+    if g.shape != e.shape or g.dtype != e.dtype:
+        return Parity(False, f"expected {e.dtype} {e.shape}, got {g.dtype} {g.shape}")
+    bits = f"u{g.dtype.itemsize}"  # as integers: NaN equals itself, -0.0 is not +0.0
+    wrong = np.flatnonzero(np.ascontiguousarray(g).view(bits) != np.ascontiguousarray(e).view(bits))
+    if wrong.size:
+        at = tuple(int(i) for i in np.unravel_index(wrong[0], g.shape))
+        return Parity(False, f"{wrong.size} of {g.size} differ, first at {at}: expected {e[at]}, got {g[at]}")
+    return Parity(True, "exact")
+
+
+def check_close(got: Any, expected: Any, tolerance: float) -> Parity:
+    """Relative error in the Frobenius norm; a non-finite value fails."""
+    g, e = as_numpy(got).astype(np.float64), as_numpy(expected).astype(np.float64)
+    if g.shape != e.shape:
+        return Parity(False, f"expected shape {e.shape}, got {g.shape}")
+    error = float(np.linalg.norm(g - e) / (np.linalg.norm(e) or 1.0))
+    return Parity(error <= tolerance, f"err {error:.1e}")
+
+
+def check_steps(got: Any, expected: Any, share: float) -> Parity:
+    """Integers that may differ by one step (another rounding of a tie) on at most `share` of the elements."""
+    g, e = as_numpy(got).astype(np.int64), as_numpy(expected).astype(np.int64)
+    if g.shape != e.shape:
+        return Parity(False, f"expected shape {e.shape}, got {g.shape}")
+    off = np.abs(g - e)
+    differs = np.count_nonzero(off) / max(off.size, 1)
+    ok = bool(off.max(initial=0) <= 1 and differs <= share)
+    return Parity(ok, "exact" if not differs else f"{differs:.1e} off by {int(off.max())}")
+
+
+def check_all(*parities: Parity) -> Parity:
+    failed = [p for p in parities if not p.ok]
+    return failed[0] if failed else Parity(True, ", ".join(p.detail for p in parities))
+
+
+# ---- measuring
+
+
+@dataclass
+class Row:
+    name: str
+    ours: bool
+    status: str  # "ok", "refused" (failed parity), "failed" (raised), or why it is absent
+    parity: str = ""
+    seconds: list[float] = field(default_factory=list)  # per unit of work
+    time: Spread | None = None
+    rate: float | None = None
+    of_limit: float | None = None
+    ratio: float | None = None  # best peer's median / this median
+
+
+@dataclass
+class Result:
+    id: str
+    label: str
+    unit: str
+    limit_name: str
+    limit: Spread | None
+    before: Rates
+    after: Rates
+    steal: float | None
+    noisy: list[str]
+    attempts: int
+    rows: list[Row]
+
+
+def inner_calls(seconds_per_call: float, min_sample_s: float) -> int:
+    return max(1, min(10_000, math.ceil(min_sample_s / max(seconds_per_call, 1e-9))))
+
+
+class Runner:
+    """One contender: its place in the rotation and how many calls one sample takes."""
+
+    def __init__(self, contender: Contender, settings: Settings, clock: Clock) -> None:
+        assert contender.call is not None
+        self.contender, self.clock, self.calls, self.index = contender, clock, 1, 0
+        self.call = contender.call
+        clock.settle()
+        per_call, end, done = math.inf, clock.now() + settings.warmup_s, 0
+        while done < settings.warmup_calls or clock.now() < end:
+            per_call, done = min(per_call, self._time(1)), done + 1
+        self.calls = inner_calls(per_call, settings.min_sample_s)
+
+    def _time(self, calls: int) -> float:
+        call, first = self.call, self.index
+        self.index += calls
+        start = self.clock.now()
+        for i in range(first, first + calls):
+            call(i)
+        return self.clock.now() - start
+
+    def sample(self) -> float:
+        self.clock.settle()
+        self._time(max(1, self.calls // 8))  # untimed: wakes this side's workers
+        return self._time(self.calls) / (self.calls * self.contender.units)
+
+
+@contextmanager
+def no_gc() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def interleave(
+    runners: Sequence[Runner], limit: Callable[[], float | None], samples: int, tick: Callable[[], object]
+) -> tuple[list[list[float]], list[float]]:
+    """`samples` rounds; in each, one sample of every runner in order and one of the machine's limit."""
+    taken: list[list[float]] = [[] for _ in runners]
+    limits: list[float] = []
+    with no_gc():
+        for _ in range(samples):
+            for runner, seconds in zip(runners, taken, strict=True):
+                seconds.append(runner.sample())
+            value = limit()
+            if value is not None:
+                limits.append(value)
+            tick()
+    return taken, limits
+
+
+def why_noisy(steal: float | None, before: Rates, after: Rates) -> list[str]:
+    reasons = [] if steal is None or steal <= MAX_STEAL else [f"steal {steal:.1%}"]
+    for name, b in before.items():
+        a = after[name]
+        if a is not None and b is not None and abs(a - b) > MAX_DRIFT * max(a, b):
+            reasons.append(f"{name} went from {b:.0f} to {a:.0f}")
+    return reasons
+
+
+def admit(contender: Contender) -> Row:
+    """Parity first: who fails it gets no number."""
+    row = Row(contender.name, contender.ours, "ok")
+    if contender.call is None or contender.check is None:
+        row.status = contender.why_not or "no parity check"
+        return row
+    try:
+        parity = contender.check()
+    except Exception as error:  # a peer's own failure is a row, not the end of the run
+        row.status, row.parity = "failed", f"{type(error).__name__}: {error}".splitlines()[0][:100]
+        return row
+    row.parity = parity.detail
+    if not parity.ok:
+        row.status = "refused"
+    return row
+
+
+def run_case(
+    case: Case, limits: Limits, settings: Settings, clock: Clock, tick: Callable[[], object] = lambda: None
+) -> Result:
+    contenders = list(case.contenders())
+    rows = [admit(c) for c in contenders]
+    timed = [(c, r) for c, r in zip(contenders, rows, strict=True) if r.status == "ok"]
+    tries: list[tuple[Result, list[list[float]]]] = []
+    while len(tries) <= settings.repeats and (not tries or tries[-1][0].noisy):
+        before, start = limits.probe(settings.probes), clock.cpu_time()
+        runners = [Runner(c, settings, clock) for c, _ in timed]
+        taken, machine = interleave(runners, lambda: limits.sample(case.limit), settings.samples, tick)
+        steal, after = steal_share(start, clock.cpu_time()), limits.probe(settings.probes)
+        result = Result(
+            id=case.id,
+            label=case.label,
+            unit=case.unit,
+            limit_name=case.limit,
+            limit=spread(machine) if machine else None,
+            before=before,
+            after=after,
+            steal=steal,
+            noisy=why_noisy(steal, before, after),
+            attempts=len(tries) + 1,
+            rows=rows,
+        )
+        tries.append((result, taken))
+    result, taken = min(tries, key=lambda t: (len(t[0].noisy), t[0].steal or 0.0))
+    result.attempts = len(tries)
+    for (contender, row), seconds in zip(timed, taken, strict=True):
+        row.seconds, row.time = seconds, spread(seconds)
+        row.rate = (contender.work or case.work) / row.time.median / 1e9
+        row.of_limit = row.rate / result.limit.median if result.limit else None
+    peers = [row.time.median for row in rows if row.time is not None and not row.ours]
+    for row in rows:
+        if row.time is not None and peers:
+            row.ratio = min(peers) / row.time.median
+    return result
+
+
+# ---- what is printed and written
+
+
+def show_time(seconds: float) -> str:
+    for factor, unit in ((1.0, "s"), (1e3, "ms")):
+        if seconds * factor >= 1.0:
+            return f"{seconds * factor:.2f} {unit}"
+    return f"{seconds * 1e6:.1f} us"
+
+
+def show_limits(values: Rates) -> str:
+    units = {"peak": "GOP/s", "read": "GB/s", "copy": "GB/s"}
+    return ", ".join(f"{n} {'-' if v is None else f'{v:,.1f} {units[n]}'}" for n, v in values.items())
+
+
+def table(result: Result) -> str:
+    limit_name = f"of {result.limit_name}"
+    head = ["contender", "median", "p10 - p90", result.unit, limit_name, "x best peer", "parity"]
+    lines = [head]
+    for row in result.rows:
+        if row.time is None or row.rate is None:
+            lines.append([row.name, row.status, "", "", "", "", row.parity])
+            continue
+        lines.append(
+            [
+                row.name,
+                show_time(row.time.median),
+                f"{show_time(row.time.p10)} - {show_time(row.time.p90)}",
+                f"{row.rate:,.1f}",
+                "-" if row.of_limit is None else f"{row.of_limit:.1%}",
+                "-" if row.ratio is None else f"{row.ratio:.2f}x",
+                row.parity,
+            ]
+        )
+    if result.limit is not None:
+        name = f"limit: {result.limit_name}"
+        low, high = result.limit.p10, result.limit.p90
+        lines.append([name, "", f"{low:,.1f} - {high:,.1f}", f"{result.limit.median:,.1f}", "100.0%", "", ""])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head) - 1)]
+    text = []
+    for line in lines:
+        cells = [line[0].ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(line[1:-1], widths[1:], strict=True)]
+        text.append(("  " + "  ".join([*cells, line[-1]])).rstrip())
+    steal = "unknown" if result.steal is None else f"{result.steal:.1%}"
+    noisy = f"  NOISY after {result.attempts} attempts: {'; '.join(result.noisy)}" if result.noisy else ""
+    title = f"{result.id}  {result.label}{noisy}"
+    note = f"  limits before: {show_limits(result.before)}; after: {show_limits(result.after)}; steal {steal}"
+    return "\n".join([title, *text, note])
+
+
+def to_json(
+    title: str, facts: dict[str, Any], settings: Settings, results: Sequence[Result]
+) -> dict[str, Any]:
+    return {
+        "schema": 1,
+        "bench": title,
+        "is_result": settings.samples >= RESULT_SAMPLES and not settings.quick,
+        "host": facts,
+        "settings": asdict(settings),
+        "cases": [asdict(result) for result in results],
+    }
+
+
+def first_ratio(result: Result) -> float | None:
+    """The first of octavo's rows stands for it; further rows are variants."""
+    return next((row.ratio for row in result.rows if row.ours), None)
+
+
+def progress_bar(total: int) -> Any:
+    tqdm = optional("tqdm")
+    return None if tqdm is None else tqdm.tqdm(total=total, leave=False, unit="round", dynamic_ncols=True)
+
+
+def run_all(
+    title: str,
+    cases: Sequence[Case],
+    settings: Settings,
+    limits: Limits,
+    facts: dict[str, Any],
+    clock: Clock,
+    json_path: Path | None = None,
+    say: Callable[[str], object] = print,
+) -> list[Result]:
+    say(host_line(facts))
+    if limits.core is None:
+        say("The native module is not built: octavo runs its reference, the machine's limits are unknown.")
+    if settings.quick:
+        say("--quick: small shapes and few samples; a check that everything runs, not a result.")
+    bar = progress_bar(len(cases) * settings.samples)
+    results: list[Result] = []
+    for done, case in enumerate(cases, start=1):
+        if bar is not None:
+            bar.set_description(f"{case.id} {case.label}"[:60])
+        result = run_case(case, limits, settings, clock, (lambda: None) if bar is None else bar.update)
+        results.append(result)
+        gc.collect()
+        if bar is not None:
+            bar.n = done * settings.samples  # a repeated case ticked more often
+            bar.clear()
+        say("\n" + table(result))
+        if json_path is not None:  # after every case: an interrupted run keeps what it has
+            text = json.dumps(to_json(title, facts, settings, results), indent=1, allow_nan=False)
+            json_path.write_text(text + "\n")
+    if bar is not None:
+        bar.close()
+    ratios = [ratio for ratio in map(first_ratio, results) if ratio is not None]
+    if ratios:
+        mean = statistics.geometric_mean(ratios)
+        say(f"\noctavo against the best peer: geometric mean {mean:.2f}x, least {min(ratios):.2f}x")
+    return results
+
+
+def parse_arguments(description: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--quick", action="store_true", help="small shapes, few samples, under a minute")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample and fact here")
+    parser.add_argument("--threads", type=int, default=usable_cpus(), help="threads for every side")
+    parser.add_argument("--samples", type=int, help=f"rounds per case; a result needs {RESULT_SAMPLES}")
+    parser.add_argument("--only", metavar="TEXT", help="only cases whose id and label contain this")
+    return parser.parse_args(argv)
+
+
+def main(
+    description: str, make_cases: Callable[[bool, int], Sequence[Case]], argv: Sequence[str] | None = None
+) -> int:
+    args = parse_arguments(description, argv)
+    if optional("octavo") is None:
+        raise SystemExit("octavo is not installed: pip install . first, or set PYTHONPATH=python")
+    set_threads(args.threads)
+    settings = QUICK if args.quick else Settings()
+    if args.samples:
+        settings = Settings(**{**asdict(settings), "samples": args.samples})
+    cases = [c for c in make_cases(args.quick, args.threads) if (args.only or "") in f"{c.id} {c.label}"]
+    if not cases:
+        raise SystemExit(f"--only: expected part of a case's id and label, got {args.only!r}")
+    clock = Clock()
+    limits = Limits(optional("octavo._core"), args.threads, clock)
+    results = run_all(description, cases, settings, limits, host_facts(args.threads), clock, args.json)
+    wrong = [
+        f"{r.id} {r.label}: {row.name}" for r in results for row in r.rows if row.ours and row.time is None
+    ]
+    for line in wrong:
+        print(f"octavo got no number: {line}")
+    return 1 if wrong else 0
