@@ -7,8 +7,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 SOURCES := pyproject.toml CMakeLists.txt \
-  $(shell find python csrc -name '*.py' -o -name '*.pyi' -o -name '*.h' -o -name '*.cpp')
-CPP_FILES = $(shell find csrc tests/cpp -name '*.h' -o -name '*.cpp')
+  $(shell find python csrc -name '*.py' -o -name '*.pyi' -o -name '*.h' -o -name '*.inl' -o -name '*.cpp')
+CPP_FILES = $(shell find csrc tests/cpp -name '*.h' -o -name '*.inl' -o -name '*.cpp')
 # The build directory is kept: an edit compiles only what it touches.
 INSTALL := $(PIP) --no-build-isolation --config-settings=build-dir=build/{wheel_tag}
 
