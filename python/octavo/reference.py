@@ -187,7 +187,7 @@ def _activate(y: Array, activation: str | None) -> Array:
         return y
     if activation == "relu":
         return np.where(y < 0, np.float32(0), y)  # NaN and -0.0 stay
-    x = np.asarray(y, np.float64)
+    x = np.maximum(np.asarray(y, np.float64), -200)  # from there on all are -0.0 in f32, -Inf included
     if activation == "gelu":
         z: Array = 0.5 * x * _erfc(-x / math.sqrt(2))
     elif activation == "gelu_tanh":

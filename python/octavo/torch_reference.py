@@ -164,7 +164,7 @@ def _activate(y: Tensor, activation: str | None) -> Tensor:
         return y
     if activation == "relu":
         return torch.where(y < 0, 0.0, y)  # NaN and -0.0 stay
-    x = y.to(torch.float64)
+    x = y.to(torch.float64).clamp(min=-200)  # from there on all are -0.0 in float32, -Inf included
     if activation == "gelu":
         z: Tensor = 0.5 * x * torch.special.erfc(-x / math.sqrt(2))
     elif activation == "gelu_tanh":
