@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from machine import (
     Clock,
     Limits,
@@ -80,9 +81,7 @@ class Settings:
     quick: bool = False
 
 
-QUICK = Settings(
-    samples=5, min_sample_s=0.003, warmup_s=0.02, warmup_calls=1, repeats=0, probes=1, quick=True
-)
+QUICK = Settings(5, min_sample_s=0.003, warmup_s=0.02, warmup_calls=1, repeats=0, probes=1, quick=True)
 
 
 # ---- statistics and parity
@@ -441,9 +440,7 @@ def main(
     clock = Clock()
     limits = Limits(optional("octavo._core"), args.threads, clock)
     results = run_all(description, cases, settings, limits, host_facts(args.threads), clock, args.json)
-    wrong = [
-        f"{r.id} {r.label}: {row.name}" for r in results for row in r.rows if row.ours and row.time is None
-    ]
-    for line in wrong:
-        print(f"octavo got no number: {line}")
+    wrong = [(r, row) for r in results for row in r.rows if row.ours and row.time is None]
+    for result, row in wrong:
+        print(f"no number for {result.id} {result.label}: {row.name} {row.status} {row.parity}")
     return 1 if wrong else 0

@@ -1,0 +1,234 @@
+"""Quantization and pruning against torch and onnxruntime: row quantize (C6), exact 50 % mask (C7), prune + quantize
+(C8). Sets of buffers are used in turn, together more than the last-level cache holds."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+import peers
+from common import Case, Contender, Parity, check_all, check_equal, check_steps, main
+from machine import optional, rotation
+
+octavo = optional("octavo")
+reference = optional("octavo.reference")
+
+Array = np.ndarray[Any, Any]
+
+THRESHOLD = 0.5  # of a standard normal weight: prunes 38 %
+STEPS = 1e-3  # share of a peer's integers that may be one off: another order of the same roundings
+
+
+def inputs(rows: int, cols: int, count: int) -> list[Array]:
+    rng = np.random.default_rng(rows + cols)
+    first = rng.standard_normal((rows, cols), dtype=np.float32)
+    return [np.roll(first, i, axis=1) for i in range(count)]
+
+
+def outputs(xs: Sequence[Array], *kinds: tuple[Any, bool]) -> list[tuple[Any, ...]]:
+    """Per set, one array of each (dtype, whether one per element or one per row)."""
+    return [
+        tuple(peers.given(np.zeros(x.shape if full else x.shape[:1], d)) for d, full in kinds) for x in xs
+    ]
+
+
+def ours(name: str, call: Callable[[int], Any], check: Callable[[], Parity]) -> Contender:
+    def checked() -> Parity:
+        call(0)
+        return check()
+
+    return Contender(name, call, checked, ours=True)
+
+
+def row_case(rows: int, cols: int, dtype: str, symmetric: bool, compiled: bool) -> Case:
+    n, size = rows * cols, 2 if dtype == "bfloat16" else 4
+    moved = n * (size + 1) + rows * (4 if symmetric else 8)
+    how = "symmetric" if symmetric else "asymmetric"
+    label = f"quantize {rows}x{cols} {dtype}, per row, {how}, out="
+
+    def contenders() -> list[Contender]:
+        xs = inputs(rows, cols, rotation(moved))
+        given = [peers.given(x) for x in xs]
+        expected_x = xs[0]
+        if dtype == "bfloat16":
+            if peers.torch is None:
+                return [Contender(name, why_not="needs torch") for name in ("octavo", "torch")]
+            given = [x.bfloat16() for x in given]
+            expected_x = given[0].float().numpy()
+        kinds: list[tuple[Any, bool]] = [(np.int8, True), (np.float32, False), (np.int32, False)]
+        outs = outputs(xs, *(kinds[:2] if symmetric else kinds))
+        expected = reference.quantize(expected_x, symmetric=symmetric)
+        count = len(xs)
+
+        def call(i: int) -> Any:
+            return octavo.quantize(given[i % count], symmetric=symmetric, out=outs[i % count])
+
+        def check() -> Parity:
+            return check_all(*(check_equal(got, e) for got, e in zip(outs[0], expected, strict=False)))
+
+        def arguments(i: int) -> tuple[Any, ...]:
+            return (given[i % count], *outs[i % count])
+
+        work = peers.quantize_rows if symmetric else peers.quantize_rows_asymmetric
+        near = lambda: check_steps(outs[0][0], expected[0], STEPS)  # noqa: E731
+        return [ours("octavo quantize", call, check), *peers.torch_pair(work, arguments, near, compiled)]
+
+    return Case("C6", label, float(moved), "GB/s", "copy", contenders)
+
+
+def tensor_case(rows: int, cols: int, threads: int, compiled: bool) -> Case:
+    """The one case where onnxruntime has the same op: asymmetric, one scale. The range needs a read of its own."""
+    moved = rows * cols * (4 + 4 + 1)
+    label = f"quantize {rows}x{cols} float32, whole tensor, asymmetric, out="
+
+    def contenders() -> list[Contender]:
+        xs = inputs(rows, cols, rotation(moved))
+        given = [peers.given(x) for x in xs]
+        outs = [
+            (data, scale[0], zero[0])
+            for data, scale, zero in outputs(xs, (np.int8, True), (np.float32, False), (np.int32, False))
+        ]
+        if peers.torch is None:
+            outs = [(data, np.zeros((), np.float32), np.zeros((), np.int32)) for data, _, _ in outs]
+        expected = reference.quantize(xs[0], "tensor", symmetric=False)
+        count = len(xs)
+
+        def call(i: int) -> Any:
+            x, out = given[i % count], outs[i % count]
+            return octavo.quantize(x, granularity="tensor", symmetric=False, out=out)
+
+        def check() -> Parity:
+            return check_all(*(check_equal(got, e) for got, e in zip(outs[0], expected, strict=True)))
+
+        def arguments(i: int) -> tuple[Any, ...]:
+            x, (data, scale, zero) = given[i % count], outs[i % count]
+            return x.view(1, -1), data.view(1, -1), scale.view(1), zero.view(1)
+
+        def near() -> Parity:
+            return check_steps(outs[0][0], expected[0], STEPS)
+
+        return [
+            ours("octavo quantize", call, check),
+            peers.ort_dynamic_quantize(xs, expected[0], threads),
+            *peers.torch_pair(peers.quantize_rows_asymmetric, arguments, near, compiled),
+        ]
+
+    return Case("Q1", label, float(moved), "GB/s", "copy", contenders)
+
+
+def dequantize_case(rows: int, cols: int, threads: int, compiled: bool) -> Case:
+    moved = rows * cols * (1 + 4) + rows * 4
+    label = f"dequantize {rows}x{cols} -> float32, per row, out="
+
+    def contenders() -> list[Contender]:
+        rng = np.random.default_rng(rows + cols)
+        datas = [rng.integers(-127, 128, (rows, cols), dtype=np.int8) for _ in range(rotation(moved))]
+        scale = rng.random(rows, dtype=np.float32) + np.float32(0.5)
+        given, given_scale = [peers.given(data) for data in datas], peers.given(scale)
+        outs = [out for (out,) in outputs(datas, (np.float32, True))]
+        expected = reference.dequantize(datas[0], scale)
+        count = len(datas)
+
+        def call(i: int) -> Any:
+            return octavo.dequantize(given[i % count], given_scale, out=outs[i % count])
+
+        def check() -> Parity:
+            return check_equal(outs[0], expected)
+
+        def arguments(i: int) -> tuple[Any, ...]:
+            return given[i % count], given_scale, outs[i % count]
+
+        return [
+            ours("octavo dequantize", call, check),
+            peers.ort_dequantize(datas, scale, expected, threads),
+            *peers.torch_pair(peers.dequantize_rows, arguments, check, compiled),
+        ]
+
+    return Case("Q2", label, float(moved), "GB/s", "copy", contenders)
+
+
+def prune_quantize_case(rows: int, cols: int, compiled: bool) -> Case:
+    moved = rows * cols * (4 + 1 + 1) + rows * 4
+    label = f"prune at {THRESHOLD} + quantize {rows}x{cols} float32, per row, with mask"
+
+    def contenders() -> list[Contender]:
+        xs = inputs(rows, cols, rotation(moved))
+        given = [peers.given(x) for x in xs]
+        outs = outputs(xs, (np.int8, True), (np.float32, False), (np.bool_, True))
+        mask = reference.prune_masks([xs[0]], threshold=THRESHOLD)[0]
+        data, scale, _ = reference.quantize(reference.apply_mask(xs[0], mask))
+        count = len(xs)
+
+        def call(i: int) -> Any:
+            return octavo.prune_quantize(given[i % count], threshold=THRESHOLD, out=outs[i % count])
+
+        def call_fresh(i: int) -> Any:
+            return octavo.prune_quantize(given[i % count], threshold=THRESHOLD)
+
+        def exact(got: tuple[Any, ...]) -> Parity:
+            return check_all(*(check_equal(g, e) for g, e in zip(got, (data, scale, mask), strict=True)))
+
+        def check_fresh() -> Parity:
+            quantized, kept = call_fresh(0)
+            return exact((quantized.data, quantized.scale, kept))
+
+        def arguments(i: int) -> tuple[Any, ...]:
+            return (given[i % count], THRESHOLD, *outs[i % count])
+
+        def near() -> Parity:
+            return check_all(check_equal(outs[0][2], mask), check_steps(outs[0][0], data, STEPS))
+
+        return [
+            ours("octavo prune_quantize, out=", call, lambda: exact(outs[0])),
+            Contender("octavo prune_quantize", call_fresh, check_fresh, ours=True),
+            *peers.torch_pair(peers.prune_quantize_rows, arguments, near, compiled),
+        ]
+
+    return Case("C8", label, float(moved), "GB/s", "copy", contenders)
+
+
+def half_case(rows: int, cols: int) -> Case:
+    """GB/s counts one read of the tensor: 25 % of the read bandwidth is the time of four reads."""
+    moved = rows * cols * 4
+    label = f"exact 50 % of {rows}x{cols} float32: mask and apply"
+
+    def contenders() -> list[Contender]:
+        ws = inputs(rows, cols, rotation(moved))
+        given = [peers.given(w) for w in ws]
+        outs = outputs(ws, (np.bool_, True), (np.float32, True))
+        mask = reference.prune_masks([ws[0]], sparsity=0.5)[0]
+        count = len(ws)
+
+        def call(i: int) -> Any:
+            w, (kept, pruned) = given[i % count], outs[i % count]
+            octavo.prune_mask(w, sparsity=0.5, out=kept)
+            (np if peers.torch is None else peers.torch).multiply(w, kept, out=pruned)
+
+        def check() -> Parity:
+            parity = check_equal(outs[0][0], mask)
+            return parity if not parity.ok else peers.check_pruned(outs[0][1], ws[0], mask, ties=0.0)
+
+        return [ours("octavo prune_mask, out=, multiply", call, check), *peers.halvings(ws, mask)]
+
+    return Case("C7", label, float(moved), "GB/s", "read", contenders)
+
+
+def make_cases(quick: bool, threads: int) -> Sequence[Case]:
+    rows, cols, compiled = (512, 4096, False) if quick else (4096, 4096, True)
+    return [
+        row_case(rows, cols, "float32", True, compiled=True),
+        row_case(rows, cols, "bfloat16", True, compiled),
+        row_case(rows, cols, "float32", False, compiled),
+        tensor_case(rows, cols, threads, compiled),
+        dequantize_case(rows, cols, threads, compiled),
+        prune_quantize_case(rows, cols, compiled),
+        half_case(rows, cols),
+    ]
+
+
+if __name__ == "__main__":
+    peers.prepare()
+    sys.exit(main("quantization and pruning", make_cases))
