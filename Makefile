@@ -4,7 +4,9 @@ TORCH ?= torch==2.13.0
 WERROR ?= OFF
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+# pip shows its progress on a terminal and stays out of logs.
+QUIET := $(shell [ -t 2 ] || echo --quiet)
+PIP := $(BIN)/python -m pip --disable-pip-version-check install $(QUIET)
 
 SOURCES := pyproject.toml CMakeLists.txt \
   $(shell find python csrc -name '*.py' -o -name '*.pyi' -o -name '*.h' -o -name '*.inl' -o -name '*.cpp')
@@ -44,8 +46,8 @@ format: $(VENV)/.dev  ## rewrite the sources as lint wants them
 	$(BIN)/clang-format -i $(CPP_FILES)
 
 bench: $(VENV)/.bench  ## octavo against its peers, in a short form
-	$(BIN)/python bench/bench_gemm.py --short
-	$(BIN)/python bench/bench_quantize.py --short
+	$(BIN)/python bench/bench_gemm.py --quick
+	$(BIN)/python bench/bench_quantize.py --quick
 
 clean:  ## remove .venv, build and every cache
 	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
