@@ -340,7 +340,7 @@ def lay_out(x: np.ndarray, layout: str) -> np.ndarray:
 
 
 def poisoned(shape, dtype, row_pad: int = 0) -> np.ndarray:
-    """An out array of junk; with row_pad its rows lie apart, and untouched() sees whether the gaps are junk."""
+    """An out array of junk; with row_pad its rows lie apart, and untouched() sees whether the gaps stayed."""
     lead, cols = tuple(shape[:-1]), shape[-1] if shape else 1
     memory = np.full((*lead, (cols + row_pad) * np.dtype(dtype).itemsize), 0xA5, np.uint8)
     return memory.view(dtype)[..., :cols].reshape(shape) if not row_pad else memory.view(dtype)[..., :cols]

@@ -1,4 +1,4 @@
-"""The NumPy reference against definitions that share no code with it: one element at a time, in exact numbers.
+"""The NumPy reference against definitions that share no code with it: elementwise, in exact numbers.
 
 The torch reference must then equal it to the bit.
 """
