@@ -1,4 +1,5 @@
-"""Int8 matrix products against torch and onnxruntime: C1 (s8 x s8 -> s32), C2 (dynamic linear), C3 (decode), C9."""
+"""Int8 matrix products against torch and onnxruntime: C1 s8 x s8 -> s32, C2 dynamic linear, C3 decode, C9 one
+tiny call."""
 
 from __future__ import annotations
 
@@ -47,11 +48,10 @@ def octavo_product(p: peers.Product) -> Contender:
 
 
 def linear_case(id: str, m: int, k: int, n: int, count: int, threads: int) -> Case:
-    """`count` weights in turn: 1 where the product is bound by arithmetic, more than the caches hold for decode."""
+    """`count` weights in turn: 1 where arithmetic is the bound, more than the caches hold for decode."""
     memory_bound = count > 1
-    label = f"{m}x{k}x{n} f32 -> dynamic int8 -> f32 + bias" + (
-        f", {count} weights in turn" if count > 1 else ""
-    )
+    turns = f", {count} weights in turn" if memory_bound else ""
+    label = f"{m}x{k}x{n} f32 -> dynamic int8 -> f32 + bias{turns}"
 
     def contenders() -> list[Contender]:
         layer = make_layer(m, k, n, count, memory_bound)
@@ -66,7 +66,7 @@ def linear_case(id: str, m: int, k: int, n: int, count: int, threads: int) -> Ca
 
 
 def make_layer(m: int, k: int, n: int, count: int, memory_bound: bool) -> peers.Layer:
-    """Weight i is the first one with its rows rolled by i, so that one exact product serves to check them all."""
+    """Weight i is the first one with its rows rolled by i: one exact product serves to check them all."""
     rng = np.random.default_rng(m + k + n)
     x = rng.standard_normal((m, k), dtype=np.float32)
     base = rng.standard_normal((n, k), dtype=np.float32) / np.float32(k**0.5)

@@ -430,13 +430,13 @@ def main(
     args = parse_arguments(description, argv)
     if optional("octavo") is None:
         raise SystemExit("octavo is not installed: pip install . first, or set PYTHONPATH=python")
-    set_threads(args.threads)
     settings = QUICK if args.quick else Settings()
     if args.samples:
         settings = Settings(**{**asdict(settings), "samples": args.samples})
     cases = [c for c in make_cases(args.quick, args.threads) if (args.only or "") in f"{c.id} {c.label}"]
     if not cases:
         raise SystemExit(f"--only: expected part of a case's id and label, got {args.only!r}")
+    set_threads(args.threads)
     clock = Clock()
     limits = Limits(optional("octavo._core"), args.threads, clock)
     results = run_all(description, cases, settings, limits, host_facts(args.threads), clock, args.json)

@@ -158,7 +158,7 @@ def host_facts(threads: int) -> dict[str, Any]:
         "cpus": usable_cpus(),
         "threads": threads,
         "llc_bytes": llc_bytes(),
-        "isa": None if octavo is None else octavo.get_isa() if native else "reference",
+        "isa": octavo.get_isa() if native else "reference",
         "octavo": getattr(octavo, "__version__", None),
         "torch": getattr(torch, "__version__", None),
         "torch_isa": None if torch is None else torch.backends.cpu.get_cpu_capability(),

@@ -74,7 +74,7 @@ def torch_int_mm(name: str, p: Product, transposed: bool) -> Contender:
 
 
 def torch_static(p: Product) -> Contender:
-    """oneDNN with a packed weight. It has no s32 output: unit scales and f32, one rounding of the same sum."""
+    """oneDNN with a packed weight. It has no s32 output: unit scales, and one rounding of the sum to f32."""
     name = "torch oneDNN static, packed"
     if missing := absent(name, torch):
         return missing
