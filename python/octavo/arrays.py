@@ -1,0 +1,383 @@
+"""What octavo takes as an array: NumPy arrays and torch tensors, seen through a few functions that serve
+both.
+
+A tiny call must stay a few microseconds long: the common case of every function here is one dict lookup or
+one attribute, and the rest is reached only when that fails.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sys
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from .backends import _core
+
+Array: TypeAlias = Any  # numpy.ndarray | torch.Tensor
+
+FLOATS = ("float32", "float16", "bfloat16", "float64")
+DTYPE_CODES = {"float32": 0, "float16": 1, "bfloat16": 2, "float64": 3, "int32": 4}
+_OTHERS = ("bool", "int8", "uint8", "int32")
+ITEMSIZES = {
+    "float32": 4,
+    "float16": 2,
+    "bfloat16": 2,
+    "float64": 8,
+    "bool": 1,
+    "int8": 1,
+    "uint8": 1,
+    "int32": 4,
+}
+
+# Filled by the first array of each type or dtype that comes along, so that neither torch nor ml_dtypes is
+# imported.
+_kinds: dict[type, str] = {np.ndarray: "numpy"}
+_numpy_dtypes: dict[str, Any] = {n: np.dtype(n) for n in (*FLOATS, *_OTHERS) if n != "bfloat16"}
+_torch_names: dict[str, Any] = {}  # torch's dtypes, and its layout "strided"
+_names: dict[Any, str] = {dtype: name for name, dtype in _numpy_dtypes.items()}
+
+_C_CONTIGUOUS_ALIGNED = 0x101  # NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_ALIGNED
+
+
+# ---- kinds and dtypes ----
+
+
+def kind_of(**arrays: Array) -> str:
+    """The one kind, "numpy" or "torch", of all arrays given (None is skipped). TypeError on mixed ones."""
+    first: Array = None
+    first_name = first_kind = ""
+    for name, array in arrays.items():
+        if array is None:
+            continue
+        kind = _kinds.get(type(array)) or _learn_kind(array, name)
+        if kind == "torch" and array.layout is not _torch_names["strided"]:
+            raise TypeError(f"{name}: expected a strided torch.Tensor, got layout {array.layout}")
+        if first is None:
+            first, first_name, first_kind = array, name, kind
+        elif kind != first_kind:
+            raise TypeError(
+                f"{name}: expected {_ARTICLE[first_kind]} like {first_name}, got {_ARTICLE[kind]}"
+            )
+        elif kind == "torch" and array.device != first.device:
+            raise TypeError(f"{name}: expected device {first.device} like {first_name}, got {array.device}")
+    return first_kind
+
+
+_ARTICLE = {"numpy": "a numpy.ndarray", "torch": "a torch.Tensor"}
+
+
+def is_array(x: object) -> bool:
+    """Whether x is of a type that kind_of takes."""
+    try:
+        return bool(_kinds.get(type(x)) or _learn_kind(x, "x"))
+    except TypeError:
+        return False
+
+
+def _learn_kind(x: object, name: str) -> str:
+    cls = type(x)
+    torch = sys.modules.get("torch")
+    if cls.__module__.split(".")[0] == "cupy":
+        raise TypeError(
+            f"{name}: expected a numpy.ndarray or torch.Tensor, got a cupy array: no CUDA in this build"
+        )
+    if isinstance(x, np.ndarray) and not isinstance(x, np.ma.MaskedArray | np.matrix):
+        _kinds[cls] = "numpy"
+    elif torch is not None and isinstance(x, torch.Tensor):
+        if not _torch_names:
+            _torch_names.update({n: getattr(torch, n) for n in (*FLOATS, *_OTHERS, "strided")})
+            _names.update({dtype: n for n, dtype in _torch_names.items()})
+        _kinds[cls] = "torch"
+    else:
+        raise TypeError(
+            f"{name}: expected a numpy.ndarray or torch.Tensor, got {cls.__module__}.{cls.__qualname__}"
+        )
+    return _kinds[cls]
+
+
+def _numpy_bfloat16() -> Any:
+    if "bfloat16" not in _numpy_dtypes:
+        try:
+            import ml_dtypes
+        except ImportError:
+            raise TypeError(
+                "dtype: expected a dtype of NumPy, got 'bfloat16', which needs ml_dtypes"
+            ) from None
+        _numpy_dtypes["bfloat16"] = np.dtype(ml_dtypes.bfloat16)
+        _names[_numpy_dtypes["bfloat16"]] = "bfloat16"
+    return _numpy_dtypes["bfloat16"]
+
+
+def dtype_name(dtype: Any) -> str:
+    """The name of an array's dtype, such as "int8"; of one unknown to octavo, what it calls itself."""
+    name = _names.get(dtype)
+    if name is None:
+        if isinstance(dtype, np.dtype) and dtype.name == "bfloat16":
+            _numpy_bfloat16()
+            return _names.get(dtype, "a bfloat16 that is not of ml_dtypes")
+        name = dtype.str if isinstance(dtype, np.dtype) and not dtype.isnative else str(dtype)
+    return name
+
+
+def float_code(x: Array, name: str) -> int:
+    """The dtype code of a float array. TypeError for other dtypes, byte-swapped ones included."""
+    code = DTYPE_CODES.get(dtype_name(x.dtype))
+    if code is None or code == 4:
+        raise TypeError(
+            f"{name}: expected dtype float32, float16, bfloat16 or float64, got {dtype_name(x.dtype)}"
+        )
+    return code
+
+
+def is_number(value: object, dtype: str) -> bool:
+    """Whether value is a Python or NumPy number that can stand for a 0-d array of this dtype."""
+    if isinstance(value, bool):
+        return False
+    return isinstance(value, int | np.integer) or (
+        dtype != "int32" and isinstance(value, float | np.floating)
+    )
+
+
+def check_dtype(x: Array, name: str, *expected: str) -> str:
+    """The name of x's dtype, which must be one of those expected."""
+    got = dtype_name(x.dtype)
+    if got not in expected:
+        raise TypeError(f"{name}: expected dtype {' or '.join(expected)}, got {got}")
+    return got
+
+
+def check_shape(x: Array, name: str, *expected: tuple[int, ...]) -> None:
+    if tuple(x.shape) not in expected:
+        raise ValueError(f"{name}: expected shape {' or '.join(map(str, expected))}, got {tuple(x.shape)}")
+
+
+def as_dtype_name(dtype: Any, name: str, allowed: Sequence[str]) -> str:
+    """The name of a dtype argument: a string, a NumPy dtype or scalar type, or a torch dtype."""
+    known = ""
+    if isinstance(dtype, str):
+        known = dtype
+    elif type(dtype).__module__ == "torch":
+        known = str(dtype).removeprefix("torch.")
+    elif dtype is not None:
+        with contextlib.suppress(TypeError):
+            known = np.dtype(dtype).name
+    if known not in allowed:
+        raise TypeError(f"{name}: expected {', '.join(allowed[:-1])} or {allowed[-1]}, got {dtype!r}")
+    return known
+
+
+def native_dtype(name: str, like: Array) -> Any:
+    """The dtype object of that name for arrays of like's kind."""
+    if isinstance(like, np.ndarray):
+        return _numpy_dtypes.get(name) or _numpy_bfloat16()
+    return _torch_names[name]
+
+
+# ---- memory ----
+
+
+def empty(shape: tuple[int, ...], dtype: str, like: Array) -> Array:
+    """A new C-contiguous array of like's kind, on its device."""
+    if isinstance(like, np.ndarray):
+        return np.empty(shape, _numpy_dtypes.get(dtype) or _numpy_bfloat16())
+    return sys.modules["torch"].empty(shape, dtype=_torch_names[dtype], device=like.device)
+
+
+def pointer(x: Array) -> int:
+    return _core.address(x) if isinstance(x, np.ndarray) else int(x.data_ptr())
+
+
+def copy_contiguous(x: Array) -> Array:
+    """A new C-contiguous copy, aligned to its element size."""
+    return (
+        np.array(x, order="C", subok=False)
+        if isinstance(x, np.ndarray)
+        else x.detach().resolve_neg().clone(memory_format=sys.modules["torch"].contiguous_format)
+    )
+
+
+def contiguous(x: Array) -> Array:
+    """x, or a C-contiguous and aligned copy where x is not."""
+    if isinstance(x, np.ndarray):
+        return x if x.flags.num & _C_CONTIGUOUS_ALIGNED == _C_CONTIGUOUS_ALIGNED else copy_contiguous(x)
+    return x if x.is_contiguous() and _torch_plain(x) else copy_contiguous(x)
+
+
+def _torch_plain(x: Array) -> bool:
+    """Whether the elements stand in memory as they read: aligned, and not a lazily negated view."""
+    return not x.data_ptr() % x.itemsize and not x.is_neg()
+
+
+def as_rows(x: Array) -> tuple[int, int, int, int, Array]:
+    """(rows, cols, row stride, column stride, base) of the 2-D view [prod(shape[:-1]), shape[-1]]; strides in
+    elements.
+
+    base is x, or a contiguous copy of it where its leading dimensions don't collapse into one stride, or
+    where it is not aligned to its element size.
+    """
+    shape = x.shape
+    cols = shape[-1] if shape else 1
+    rows = shape[0] if len(shape) == 2 else math.prod(shape[:-1])
+    if isinstance(x, np.ndarray) and x.flags.num & _C_CONTIGUOUS_ALIGNED == _C_CONTIGUOUS_ALIGNED:
+        return rows, cols, cols, 1, x
+    strides = _row_strides(x)
+    if strides is None:
+        return rows, cols, cols, 1, copy_contiguous(x)
+    return rows, cols, *strides, x
+
+
+def _row_strides(x: Array) -> tuple[int, int] | None:
+    """Row and column stride of the 2-D view of x in elements, where x has one."""
+    if isinstance(x, np.ndarray):
+        if not x.flags.aligned or any(s % x.itemsize for s in x.strides):
+            return None
+        strides: Sequence[int] = [s // x.itemsize for s in x.strides]
+    else:
+        if not _torch_plain(x):
+            return None
+        strides = x.stride()
+    row_stride = _collapsed(x.shape[:-1], strides[:-1])
+    return None if row_stride is None else (row_stride, strides[-1] if strides else 1)
+
+
+def _collapsed(shape: Sequence[int], strides: Sequence[int]) -> int | None:
+    """The one stride that walks these dimensions in C order, if there is one."""
+    if 0 in shape:
+        return 0
+    stride: int | None = None
+    span = 0
+    for size, step in zip(reversed(shape), reversed(strides), strict=True):
+        if size == 1:
+            continue
+        if stride is None:
+            stride, span = step, step * size
+        elif step == span:
+            span *= size
+        else:
+            return None
+    return 0 if stride is None else stride
+
+
+def byte_range(x: Array) -> tuple[int, int]:
+    """The addresses [first, last) that x's elements lie in; (0, 0) when there are none."""
+    if 0 in x.shape:
+        return 0, 0
+    low, strides = _start_and_strides(x)
+    high = low + x.itemsize
+    for size, step in zip(x.shape, strides, strict=True):
+        if step < 0:
+            low += (size - 1) * step
+        else:
+            high += (size - 1) * step
+    return low, high
+
+
+def _start_and_strides(x: Array) -> tuple[int, tuple[int, ...]]:
+    """The address of the first element, and the strides in bytes."""
+    if isinstance(x, np.ndarray):
+        return x.__array_interface__["data"][0], x.strides
+    return x.data_ptr(), tuple(s * x.itemsize for s in x.stride())
+
+
+# ---- out= ----
+
+
+def check_out(
+    out: Array, name: str, like: Array, shape: Sequence[int], dtype: str, inputs: dict[str, Array | None]
+) -> None:
+    """Refuses an `out` of another kind, device, dtype or shape, and one that is read-only or overlaps."""
+    kind_of(**{next(iter(inputs), "input"): like, name: out})
+    check_dtype(out, name, dtype)
+    check_shape(out, name, tuple(shape))
+    if isinstance(out, np.ndarray) and not out.flags.writeable:
+        raise ValueError(f"{name}: expected a writeable array, got a read-only one")
+    _, strides = _start_and_strides(out)
+    reach = out.itemsize
+    for step, size in sorted((abs(s), n) for s, n in zip(strides, out.shape, strict=True) if n > 1):
+        if step < reach:
+            raise ValueError(f"{name}: expected elements that do not overlap, got strides of {strides} bytes")
+        reach += step * (size - 1)
+    low, high = byte_range(out)
+    for other, array in inputs.items():
+        if array is not None:
+            other_low, other_high = byte_range(array)
+            if low < other_high and other_low < high:
+                raise ValueError(f"{name}: expected memory apart from {other}, got bytes that overlap it")
+
+
+def writable(out: Array, dtype: str) -> Array:
+    """out, or a fresh array to compute into where out is not C-contiguous and aligned; store() copies it."""
+    if isinstance(out, np.ndarray):
+        direct = out.flags.num & _C_CONTIGUOUS_ALIGNED == _C_CONTIGUOUS_ALIGNED
+    else:
+        direct = out.is_contiguous() and _torch_plain(out)
+    return out if direct else empty(tuple(out.shape), dtype, out)
+
+
+def writable_rows(out: Array, dtype: str) -> tuple[int, Array]:
+    """(row stride, base): as writable(), but rows may lie apart as long as each one is contiguous."""
+    strides = _row_strides(out)
+    if strides is not None and (strides[1] == 1 or out.shape[-1:] == (1,)):
+        return strides[0], out
+    return out.shape[-1], empty(tuple(out.shape), dtype, out)
+
+
+def store(out: Array, result: Array) -> Array:
+    """Copies result into out where they are not the same array, tells autograd, and returns out."""
+    if isinstance(out, np.ndarray):
+        if result is not out:
+            np.copyto(out, result)
+        return out
+    torch = sys.modules["torch"]
+    if result is not out:
+        with torch.no_grad():
+            out.copy_(result)
+    else:
+        mark_written(out)
+    return out
+
+
+def mark_written(x: Array) -> None:
+    """Lets autograd see that a torch tensor was changed through its pointer."""
+    if not isinstance(x, np.ndarray) and not x.is_inference():
+        sys.modules["torch"].autograd.graph.increment_version(x)
+
+
+# ---- torch's dispatcher ----
+
+
+def needs_dispatcher(*arrays: object) -> bool:
+    """Whether torch has to see this call: it is traced, or an array is on a device, a subclass, or wants a
+    gradient.
+
+    Dynamo traces this function, so the first question comes first and everything after it runs in eager only.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return False
+    if torch.compiler.is_compiling():
+        return True
+    found = False
+    for x in arrays:
+        cls = type(x)
+        if cls is torch.Tensor or cls is torch.nn.Parameter:
+            found = True
+            if not x.is_cpu or (x.requires_grad and torch.is_grad_enabled()):  # type: ignore[attr-defined]
+                return True
+        elif isinstance(x, torch.Tensor):
+            return True
+    return found and _intercepted(torch)
+
+
+def _intercepted(torch: Any) -> bool:
+    """Whether a dispatch mode, a functorch transform or jit.trace is watching the calls of this thread."""
+    c = torch._C
+    return bool(
+        c._len_torch_dispatch_stack()
+        or c._get_tracing_state() is not None
+        or c._functorch.peek_interpreter_stack()
+    )

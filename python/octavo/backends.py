@@ -1,0 +1,237 @@
+"""What is built, what this machine has, what was chosen and why.
+
+The native module `_core` is imported here and nowhere else. Environment, read once at import: OCTAVO_BACKEND
+(auto, native, reference), OCTAVO_ISA (an ISA that this machine has), OCTAVO_REQUIRE=native (a missing native
+module is an ImportError instead of a warning).
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+import platform
+import sys
+import warnings
+from collections.abc import Callable
+from importlib.util import find_spec
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+BACKENDS = ("auto", "native", "reference")
+CUDA_BUILT = False
+
+native_error = ""
+try:
+    from . import _core as _core
+except ImportError as _error:
+    _core = None  # type: ignore[assignment]
+    native_error = str(_error) if find_spec(f"{__package__}._core") else "not built"
+
+native = False  # whether the next call on CPU arrays runs the native kernels
+_backend = "auto"
+_threads: int | None = None
+_default_threads = 0
+_warned: set[str] = set()
+
+
+class Restore:
+    """Undoes a setting at the end of a `with` block; outside of one the setting simply stays."""
+
+    def __init__(self, undo: Callable[[], None]) -> None:
+        self._undo = undo
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._undo()
+
+
+def warn_once(message: str, stacklevel: int = 3) -> None:
+    """Warns with a RuntimeWarning, the first time that this process says it."""
+    if message not in _warned:
+        _warned.add(message)
+        warnings.warn(message, RuntimeWarning, stacklevel=stacklevel + 1)
+
+
+def warn_cuda_reference() -> None:
+    """Says once that tensors on a device run on the torch reference, where they live."""
+    warn_once(
+        "octavo: this build has no CUDA kernels; tensors on a device run on the torch reference, there and "
+        "slowly (octavo.show_config() says more)"
+    )
+
+
+def use_backend(name: str) -> Restore:
+    """Chooses what runs on CPU arrays, for the whole process: from now on, or inside a `with` block.
+
+    "auto": the native kernels, or the reference where they are missing; "native"; "reference": the NumPy and
+    torch definitions of every operation. ValueError for another name, RuntimeError for "native" where the
+    native module is missing. Also OCTAVO_BACKEND.
+    """
+    global _backend, native
+    if name not in BACKENDS:
+        raise ValueError(f"name: expected 'auto', 'native' or 'reference', got {name!r}")
+    if name == "native" and _core is None:
+        raise RuntimeError(
+            f"name: expected a backend of this build, got 'native' without its module ({native_error})"
+        )
+    before = _backend
+    _backend, native = name, name != "reference" and _core is not None
+    return Restore(lambda: _set_backend(before))
+
+
+def _set_backend(name: str) -> None:
+    use_backend(name)
+
+
+def get_isa() -> str:
+    """The instruction set of the native kernels, such as "avx2"; "none" without them."""
+    return "none" if _core is None else _core.get_isa()
+
+
+def force_isa(name: str) -> Restore:
+    """Forces the native kernels to an instruction set, for the whole process: from now on, or inside a `with`
+    block.
+
+    Every ISA gives the same bits. ValueError for a name that is unknown, not built, or not on this machine.
+    Also OCTAVO_ISA.
+    """
+    available = [] if _core is None else _core.isas_available()
+    if name not in available:
+        known = "none: the native module is missing" if _core is None else ", ".join(available)
+        raise ValueError(f"name: expected an ISA of this machine ({known}), got {name!r}")
+    before = _core.get_isa()
+    _core.set_isa(name)
+    return Restore(lambda: _core.set_isa(before))
+
+
+def set_num_threads(n: int | None) -> None:
+    """Sets the number of threads (>= 1) of the native kernels; None: back to get_num_threads' default."""
+    global _threads
+    if n is None:
+        _threads = None
+        return
+    try:
+        count = operator.index(n)
+    except TypeError:
+        raise TypeError(f"n: expected an int or None, got {type(n).__name__}") from None
+    if isinstance(n, bool) or not 1 <= count <= 4096:
+        raise ValueError(f"n: expected 1 to 4096 threads, got {n!r}")
+    _threads = count
+
+
+def get_num_threads() -> int:
+    """The number of threads that the native kernels use at most.
+
+    What set_num_threads set, else torch.get_num_threads() where torch is loaded, else OMP_NUM_THREADS, else
+    the CPUs that this process may run on.
+    """
+    global _default_threads
+    if _threads is not None:
+        return _threads
+    torch = sys.modules.get("torch")
+    if torch is not None and hasattr(torch, "get_num_threads"):
+        return torch.get_num_threads()  # type: ignore[no-any-return]
+    if not _default_threads:
+        _default_threads = 1 if _core is None else _core.default_threads()
+    return _default_threads
+
+
+def show_config() -> dict[str, Any]:
+    """Prints and returns versions, ISAs (built, present, chosen), OpenMP runtime, threads, CUDA."""
+    from . import __version__
+
+    torch = sys.modules.get("torch")
+    config: dict[str, Any] = {
+        "octavo": __version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "torch": torch.__version__ if torch is not None else "not loaded",
+        "machine": platform.machine(),
+        "backend": _backend,
+        "native": "missing: " + native_error if _core is None else _core.__file__,
+        "compiler": None if _core is None else _core.compiler(),
+        "isas_built": [] if _core is None else _core.isas_built(),
+        "isas_available": [] if _core is None else _core.isas_available(),
+        "isa": get_isa(),
+        "runs": f"native, {get_isa()}" if native else "reference",
+        "threads": get_num_threads(),
+        "threads_info": {} if _core is None else _core.threads_info(),
+        "cuda_built": CUDA_BUILT,
+        "cuda_devices": _cuda_devices(torch),
+    }
+    for key, value in config.items():
+        print(f"{key:15} {value}")
+    return config
+
+
+def _cuda_devices(torch: Any) -> list[str]:
+    if torch is None or not torch.cuda.is_available():
+        return []
+    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+
+
+class Explanation(NamedTuple):
+    """What octavo does with one layer or weight: one row of explain()."""
+
+    name: str
+    shape: tuple[int, ...]
+    kernel: str
+    layout: str
+    density: float
+    nbytes: int
+    why: str
+
+
+def explain(model_or_weight: Any) -> list[Explanation]:
+    """Prints and returns, per linear layer or for one weight: kernel that will run, layout, density, bytes,
+    and why.
+
+    model_or_weight: a torch.nn.Module, a PackedWeight, or a weight [N, K] as pack_weight takes it (array or
+    tensor). The density is the share of weights that are not zero; counting it reads every weight once.
+    TypeError for others.
+    """
+    from .report import explanations
+
+    rows = explanations(model_or_weight)
+    table = [Explanation._fields] + [
+        (r.name, "x".join(map(str, r.shape)), r.kernel, r.layout, f"{r.density:.3f}", str(r.nbytes), r.why)
+        for r in rows
+    ]
+    widths = [max(len(row[i]) for row in table) for i in range(6)]
+    for row in table:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)) + "  " + row[6])
+    return rows
+
+
+def _read_environment() -> None:
+    require = os.environ.get("OCTAVO_REQUIRE", "")
+    if require not in ("", "native"):
+        raise ValueError(f"OCTAVO_REQUIRE: expected 'native' or nothing, got {require!r}")
+    backend = os.environ.get("OCTAVO_BACKEND", "") or "auto"
+    if backend not in BACKENDS:
+        raise ValueError(f"OCTAVO_BACKEND: expected 'auto', 'native' or 'reference', got {backend!r}")
+    if _core is None:
+        if require == "native" or backend == "native":
+            raise ImportError(f"octavo: the native module is required but missing: {native_error}")
+        if backend == "auto":
+            warn_once(
+                f"octavo: the native kernels are missing ({native_error}); the NumPy and torch references run, "
+                "slowly. OCTAVO_REQUIRE=native makes this an error; octavo.show_config() says more",
+                stacklevel=4,
+            )
+    isa = os.environ.get("OCTAVO_ISA", "")
+    if isa:
+        try:
+            force_isa(isa)
+        except ValueError as error:
+            raise ValueError(str(error).replace("name:", "OCTAVO_ISA:", 1)) from None
+    use_backend(backend)
+
+
+_read_environment()

@@ -1,0 +1,403 @@
+"""int_mm, pack_weight, int8_linear and scaled_int_mm: what they check, allocate and call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from . import backends
+from .arrays import (
+    DTYPE_CODES,
+    FLOATS,
+    Array,
+    as_dtype_name,
+    as_rows,
+    check_dtype,
+    check_out,
+    check_shape,
+    contiguous,
+    dtype_name,
+    empty,
+    float_code,
+    is_number,
+    kind_of,
+    needs_dispatcher,
+    pointer,
+    store,
+    writable_rows,
+)
+from .backends import _core
+from .packed import MAX_K, MAX_K_UNSIGNED, PackedWeight, check_scale, pack_buffer, read_header, unpack_buffer
+from .quantization import Quantized, quantize, reference_for, runs_native
+
+ACTIVATIONS = {None: 0, "relu": 1, "gelu": 2, "gelu_tanh": 3, "silu": 4}
+LAYOUTS = ("auto", "dense", "bitmask", "block")
+_OUT_DTYPES = ("float32", "float16", "bfloat16", "int32")
+
+
+def pack_weight(weight: Array, scale: Array | None = None, *, layout: str = "auto") -> PackedWeight:
+    """Packs a weight for int_mm, int8_linear and scaled_int_mm. Do it once: it costs a pass over the weight.
+
+    weight: [N, K], any strides: float (quantized per row here, as quantize does) or int8; K <= 131,071.
+    scale: float32 [N] or [N, 1] for an int8 weight (None: for int_mm only); None for a float weight.
+    layout: "auto" or "dense"; the sparse layouts "bitmask" and "block" are not in this version: ValueError.
+    """
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout: expected 'auto' or 'dense', got {layout!r}")
+    if layout not in ("auto", "dense"):
+        raise ValueError(f"layout: expected 'auto' or 'dense', got {layout!r}, which is not implemented yet")
+    kind_of(weight=weight, scale=scale)
+    if weight.ndim != 2:
+        raise ValueError(f"weight: expected two dimensions [N, K], got shape {tuple(weight.shape)}")
+    n, k = weight.shape
+    if not isinstance(weight, np.ndarray):
+        weight, scale = weight.detach(), None if scale is None else scale.detach()
+    if dtype_name(weight.dtype) in FLOATS:
+        if scale is not None:
+            raise ValueError("scale: expected None with a float weight, which is quantized here, got a scale")
+        weight, scale, _ = quantize(weight)
+    elif dtype_name(weight.dtype) == "int8":
+        scale = check_scale(scale, "scale", n)
+        scale = None if scale is None else scale.copy() if isinstance(scale, np.ndarray) else scale.clone()
+    else:
+        raise TypeError(f"weight: expected dtype int8 or a float dtype, got {dtype_name(weight.dtype)}")
+    if needs_dispatcher(weight):
+        from . import torch_ops
+
+        return PackedWeight.trusted(torch_ops.pack_weight(weight), scale, (n, k))
+    return PackedWeight.trusted(pack_buffer(weight), scale, (n, k))
+
+
+def int_mm(a: Array, b: Array | PackedWeight, *, out: Array | None = None) -> Array:
+    """The exact integer product a @ b in int32: torch._int_mm, for any shape.
+
+    a: int8 or uint8 [M, K], any strides. b: int8 [K, N], any strides, or a PackedWeight of shape (N, K).
+    K <= 131,071 (int8) or 65,793 (uint8), so that the sums fit int32. An int8 b is packed on every call: a
+    pass over it and a temporary of its size; pack_weight(b.T) does that once.
+    out: int32 [M, N] to fill; one whose rows are not contiguous costs a temporary.
+    """
+    if type(a) is not np.ndarray and needs_dispatcher(a, b.buffer if type(b) is PackedWeight else b):
+        from . import torch_ops
+
+        return torch_ops.int_mm(a, b, **({} if out is None else {"out": out}))
+    return _int_mm(a, b, out)
+
+
+def _int_mm(a: Array, b: Array | PackedWeight, out: Array | None = None) -> Array:
+    """int_mm, without torch's dispatcher."""
+    if isinstance(b, PackedWeight):
+        kind_of(a=a, b=b.buffer)
+        n, k = b.shape
+    else:
+        kind_of(a=a, b=b)
+        check_dtype(b, "b", "int8")
+        if b.ndim != 2:
+            raise ValueError(f"b: expected two dimensions [K, N], got shape {tuple(b.shape)}")
+        k, n = b.shape
+    _check_integers(a, k, None)
+    if a.ndim != 2:
+        raise ValueError(f"a: expected two dimensions [M, K], got shape {tuple(a.shape)}")
+    if out is not None:
+        inputs = {"a": a, "b": b.buffer if isinstance(b, PackedWeight) else b}
+        check_out(out, "out", a, (a.shape[0], n), "int32", inputs)
+    if not runs_native(a):
+        result = reference_for(a).int_mm(a, b.unpack()[0].T if isinstance(b, PackedWeight) else b)
+        return result if out is None else store(out, result)
+    return _native_product(
+        a, None, None, b.buffer if isinstance(b, PackedWeight) else pack_buffer(b.T), n, out
+    )
+
+
+def int8_linear(
+    x: Array,
+    weight: PackedWeight | Quantized | Array,
+    bias: Array | None = None,
+    *,
+    activation: str | None = None,
+    out_dtype: Any = None,
+    out: Array | None = None,
+) -> Array:
+    """y = activation(x @ weight.T + bias), with x quantized to int8 per row on the fly and exact integer
+    sums.
+
+    x: float32, float16, bfloat16 or float64 [..., K]; a copy is made only where its leading dimensions don't
+        collapse into one stride. weight: a PackedWeight of shape (N, K) with a scale; a Quantized (symmetric,
+        per row) or a float [N, K] is packed on every call, which costs passes over it: pack_weight does that
+        once.
+    bias: float [N] of any float dtype. activation: None, "relu", "gelu", "gelu_tanh" or "silu".
+    out_dtype: "float32", "float16" or "bfloat16" (or NumPy's or torch's name for it; "int32": the sums
+        themselves); x's own by default, float32 for float64. A row's result depends on nothing but that row.
+    out: [..., N] of that dtype to fill; one whose rows are not contiguous or don't collapse costs a
+        temporary.
+    """
+    if type(weight) is not PackedWeight:
+        weight = _pack_operand(weight)
+    if type(x) is not np.ndarray and needs_dispatcher(x, weight.buffer, weight.scale, bias):
+        from . import torch_ops
+
+        more = {} if out is None else {"out": out}
+        return torch_ops.int8_linear(x, weight, bias, activation=activation, out_dtype=out_dtype, **more)
+    return _int8_linear(x, weight, None, bias, activation, out_dtype, out)
+
+
+def _int8_linear(
+    x: Array,
+    weight: Any,
+    weight_scale: Array | None = None,
+    bias: Array | None = None,
+    activation: str | None = None,
+    out_dtype: Any = None,
+    out: Array | None = None,
+) -> Array:
+    """int8_linear, without torch's dispatcher; weight: also a packed buffer or int8 [N, K], with scale."""
+    n, k, weight, weight_scale = _operand(weight, weight_scale)
+    kind_of(x=x, weight=weight, weight_scale=weight_scale, bias=bias)
+    x_code = float_code(x, "x")
+    shape = x.shape
+    if not shape or shape[-1] != k:
+        raise ValueError(f"x: expected shape (..., {k}) for a weight of shape {(n, k)}, got {tuple(shape)}")
+    name = FLOATS[x_code % 3] if out_dtype is None else _out_dtype(out_dtype)  # float64 gives float32
+    activation_code = _check_epilogue(n, weight_scale, bias, activation, name)
+    out_shape = (*shape[:-1], n)
+    if out is not None:
+        inputs = {"x": x, "weight": weight, "weight_scale": weight_scale, "bias": bias}
+        check_out(out, "out", x, out_shape, name, inputs)
+    if not runs_native(x):
+        plain = unpack_buffer(weight, n, k) if weight.ndim == 1 else weight
+        result = reference_for(x).int8_linear(x, plain, weight_scale, bias, activation, name)
+        return result if out is None else store(out, result)
+
+    buffer = weight if weight.ndim == 1 else pack_buffer(weight)
+    rows, cols, row_stride, col_stride, base = as_rows(x)
+    if out is None:
+        result, result_stride = empty(out_shape, name, x), n
+    else:
+        result_stride, result = writable_rows(out, name)
+    if bias is not None:
+        bias = contiguous(bias)
+    _core.int8_linear(
+        pointer(base),
+        x_code,
+        rows,
+        cols,
+        row_stride,
+        col_stride,
+        pointer(buffer),
+        buffer.shape[0],
+        0 if weight_scale is None or name == "int32" else pointer(weight_scale),
+        0 if bias is None else pointer(bias),
+        0 if bias is None else float_code(bias, "bias"),
+        activation_code,
+        pointer(result),
+        DTYPE_CODES[name],
+        result_stride,
+        backends.get_num_threads(),
+    )
+    return result if out is None else store(out, result)
+
+
+def scaled_int_mm(
+    a: Array,
+    a_scale: Array | float,
+    weight: PackedWeight | Quantized | Array,
+    bias: Array | None = None,
+    *,
+    a_zero_point: Array | int | None = None,
+    activation: str | None = None,
+    out_dtype: Any = "float32",
+    out: Array | None = None,
+) -> Array:
+    """activation(((a - a_zero_point) * a_scale) @ (weight * scale).T + bias), with exact integer sums.
+
+    a: int8 or uint8 [..., K]; a copy is made only where its leading dimensions don't collapse into one
+        stride.
+    a_scale: float32 of shape a.shape[:-1], or () or a Python number for all rows. a_zero_point: int32
+        likewise, within the range of a's dtype. weight, bias, activation, out: as for int8_linear.
+    out_dtype: "float32", "float16", "bfloat16", or "int32": the sums themselves, without scale and bias.
+    K <= 131,071, and 65,793 with uint8 activations or zero points, so that the sums fit int32.
+    """
+    if type(weight) is not PackedWeight:
+        weight = _pack_operand(weight)
+    if type(a) is not np.ndarray and needs_dispatcher(
+        a, a_scale, weight.buffer, weight.scale, bias, a_zero_point
+    ):
+        from . import torch_ops
+
+        more = {} if out is None else {"out": out}
+        return torch_ops.scaled_int_mm(
+            a,
+            a_scale,
+            weight,
+            bias,
+            a_zero_point=a_zero_point,
+            activation=activation,
+            out_dtype=out_dtype,
+            **more,
+        )
+    return _scaled_int_mm(a, a_scale, weight, None, bias, a_zero_point, activation, out_dtype, out)
+
+
+def _scaled_int_mm(
+    a: Array,
+    a_scale: Any,
+    weight: Any,
+    weight_scale: Array | None = None,
+    bias: Array | None = None,
+    a_zero_point: Any = None,
+    activation: str | None = None,
+    out_dtype: Any = "float32",
+    out: Array | None = None,
+) -> Array:
+    """scaled_int_mm, without torch's dispatcher; weight: also a packed buffer or int8 [N, K], with scale."""
+    n, k, weight, weight_scale = _operand(weight, weight_scale)
+    kind_of(a=a, weight=weight, weight_scale=weight_scale, bias=bias)
+    low, high = _check_integers(a, k, a_zero_point)
+    a_scale = _per_row(a_scale, "a_scale", "float32", a)
+    if a_zero_point is not None:
+        a_zero_point = _per_row(a_zero_point, "a_zero_point", "int32", a)
+        if not ((a_zero_point >= low) & (a_zero_point <= high)).all():
+            raise ValueError(f"a_zero_point: expected values in [{low}, {high}], got others")
+    name = _out_dtype(out_dtype)
+    activation_code = _check_epilogue(n, weight_scale, bias, activation, name)
+    if out is not None:
+        inputs = {"a": a, "a_scale": a_scale, "weight": weight, "weight_scale": weight_scale, "bias": bias}
+        check_out(out, "out", a, (*a.shape[:-1], n), name, inputs)
+    if not runs_native(a):
+        plain = unpack_buffer(weight, n, k) if weight.ndim == 1 else weight
+        result = reference_for(a).scaled_int_mm(
+            a, a_scale, plain, weight_scale, bias, a_zero_point, activation, name
+        )
+        return result if out is None else store(out, result)
+    buffer = weight if weight.ndim == 1 else pack_buffer(weight)
+    if name == "int32":
+        return _native_product(a, None, a_zero_point, buffer, n, out)
+    scales = (a_scale, weight_scale, None if bias is None else contiguous(bias), activation_code, name)
+    return _native_product(a, scales, a_zero_point, buffer, n, out)
+
+
+def _native_product(
+    a: Array,
+    epilogue: tuple[Array, Array, Array | None, int, str] | None,
+    a_zero_point: Array | None,
+    buffer: Array,
+    n: int,
+    out: Array | None,
+) -> Array:
+    """The native product; epilogue: (a_scale, weight_scale, bias, activation, dtype), or None: the sums."""
+    a_scale, weight_scale, bias, activation, name = epilogue or (None, None, None, 0, "int32")
+    rows, cols, row_stride, col_stride, base = as_rows(a)
+    if out is None:
+        result, result_stride = empty((*a.shape[:-1], n), name, a), n
+    else:
+        result_stride, result = writable_rows(out, name)
+    _core.scaled_int_mm(
+        pointer(base),
+        dtype_name(a.dtype) == "int8",
+        rows,
+        cols,
+        row_stride,
+        col_stride,
+        0 if a_scale is None else pointer(a_scale),
+        0 if a_zero_point is None else pointer(a_zero_point),
+        pointer(buffer),
+        buffer.shape[0],
+        0 if weight_scale is None else pointer(weight_scale),
+        0 if bias is None else pointer(bias),
+        0 if bias is None else float_code(bias, "bias"),
+        activation,
+        pointer(result),
+        DTYPE_CODES[name],
+        result_stride,
+        backends.get_num_threads(),
+    )
+    return result if out is None else store(out, result)
+
+
+def _operand(weight: Any, weight_scale: Array | None) -> tuple[int, int, Array, Array | None]:
+    """(N, K, packed buffer or int8 [N, K], scale [N]) of a weight."""
+    if type(weight) is PackedWeight:
+        return *weight.shape, weight.buffer, weight.scale
+    kind_of(weight=weight, weight_scale=weight_scale)
+    if weight.ndim == 1:
+        check_dtype(weight, "weight", "uint8")
+        weight = contiguous(weight)
+        n, k = (
+            _core.packed_shape(pointer(weight), weight.shape[0])
+            if runs_native(weight)
+            else read_header(weight)
+        )
+    else:
+        check_dtype(weight, "weight", "int8")
+        if weight.ndim != 2:
+            raise ValueError(f"weight: expected two dimensions [N, K], got shape {tuple(weight.shape)}")
+        n, k = weight.shape
+        if k > MAX_K:
+            raise ValueError(f"weight: expected K <= {MAX_K}, for exact int32 sums, got {k}")
+    return n, k, weight, check_scale(weight_scale, "weight_scale", n)
+
+
+def _pack_operand(weight: Quantized | Array) -> PackedWeight:
+    if isinstance(weight, Quantized):
+        if weight.zero_point is not None:
+            raise ValueError("weight: expected a symmetric Quantized, got one with a zero_point")
+        return pack_weight(weight.data, weight.scale)
+    if isinstance(weight, PackedWeight):
+        return weight
+    kind_of(weight=weight)
+    if dtype_name(weight.dtype) not in FLOATS:
+        raise TypeError(
+            "weight: expected a PackedWeight, a Quantized or a float array, "
+            f"got dtype {dtype_name(weight.dtype)}"
+        )
+    return pack_weight(weight)
+
+
+def _out_dtype(out_dtype: Any) -> str:
+    return as_dtype_name(out_dtype, "out_dtype", _OUT_DTYPES)
+
+
+def _check_integers(a: Array, k: int, a_zero_point: object) -> tuple[int, int]:
+    """Checks a's dtype, shape and K; returns the range of its dtype."""
+    signed = check_dtype(a, "a", "int8", "uint8") == "int8"
+    if not a.ndim or a.shape[-1] != k:
+        raise ValueError(f"a: expected shape (..., {k}) for the weight's K, got {tuple(a.shape)}")
+    limit = MAX_K if signed and a_zero_point is None else MAX_K_UNSIGNED
+    if k > limit:
+        why = "" if limit == MAX_K else " with uint8 activations or zero points"
+        raise ValueError(f"a: expected K <= {limit}{why}, for exact int32 sums, got {k}")
+    return (-128, 127) if signed else (0, 255)
+
+
+def _per_row(value: Any, name: str, dtype: str, a: Array) -> Array:
+    """A contiguous array with one value per row of a, from one of that shape, or from one value for all."""
+    rows = tuple(a.shape[:-1])
+    if not is_number(value, dtype):
+        kind_of(a=a, **{name: value})
+        check_dtype(value, name, dtype)
+        if tuple(value.shape) == rows:
+            return contiguous(value)
+        check_shape(value, name, rows, ())
+    result = empty(rows, dtype, a)
+    result[...] = value
+    return result
+
+
+def _check_epilogue(
+    n: int, scale: Array | None, bias: Array | None, activation: str | None, out_dtype: str
+) -> int:
+    """Checks scale, bias and activation against the out dtype; returns the activation's code."""
+    if activation is not None and activation not in ACTIVATIONS:
+        raise ValueError(
+            f"activation: expected None, 'relu', 'gelu', 'gelu_tanh' or 'silu', got {activation!r}"
+        )
+    if out_dtype == "int32":
+        if bias is not None or activation is not None:
+            raise ValueError("out_dtype: expected a float dtype with a bias or an activation, got int32")
+    elif scale is None:
+        raise ValueError("weight: expected a weight with a scale, got one without")
+    if bias is not None:
+        float_code(bias, "bias")
+        if tuple(bias.shape) != (n,):
+            raise ValueError(f"bias: expected shape {(n,)}, got {tuple(bias.shape)}")
+    return ACTIVATIONS[activation]

@@ -1,0 +1,54 @@
+"""The functional API in one place: public functions, and (with an underscore) what torch's CPU operators
+call.
+
+Every public function hands a torch tensor that needs the dispatcher to `torch_ops`, and everything else to
+its twin with the underscore, which validates and runs the native kernels or the reference.
+"""
+
+from __future__ import annotations
+
+from .linear import _int8_linear, _int_mm, _scaled_int_mm, int8_linear, int_mm, pack_weight, scaled_int_mm
+from .packed import PackedWeight
+from .packed import pack_buffer as _pack_weight_buffer
+from .packed import unpack_buffer as _unpack_weight_buffer
+from .pruning import (
+    _prune_mask,
+    _prune_masks,
+    _prune_quantize,
+    magnitude_threshold,
+    pack_mask,
+    prune,
+    prune_,
+    prune_mask,
+    prune_quantize,
+    unpack_mask,
+)
+from .quantization import Quantized, _dequantize, _quantize, dequantize, quantize
+
+__all__ = [
+    "PackedWeight",
+    "Quantized",
+    "_dequantize",
+    "_int8_linear",
+    "_int_mm",
+    "_pack_weight_buffer",
+    "_prune_mask",
+    "_prune_masks",
+    "_prune_quantize",
+    "_quantize",
+    "_scaled_int_mm",
+    "_unpack_weight_buffer",
+    "dequantize",
+    "int8_linear",
+    "int_mm",
+    "magnitude_threshold",
+    "pack_mask",
+    "pack_weight",
+    "prune",
+    "prune_",
+    "prune_mask",
+    "prune_quantize",
+    "quantize",
+    "scaled_int_mm",
+    "unpack_mask",
+]
