@@ -112,7 +112,7 @@ def tensor_case(rows: int, cols: int, threads: int, compiled: bool) -> Case:
 
         return [
             ours("octavo quantize", call, check),
-            peers.ort_dynamic_quantize(xs, expected[0], threads),
+            *peers.quantizers_of_tensors(xs, expected[0], threads),
             *peers.torch_pair(peers.quantize_rows_asymmetric, arguments, near, compiled),
         ]
 
@@ -143,7 +143,7 @@ def dequantize_case(rows: int, cols: int, threads: int, compiled: bool) -> Case:
 
         return [
             ours("octavo dequantize", call, check),
-            peers.ort_dequantize(datas, scale, expected, threads),
+            *peers.dequantizers(datas, scale, expected, threads),
             *peers.torch_pair(peers.dequantize_rows, arguments, check, compiled),
         ]
 

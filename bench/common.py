@@ -3,7 +3,7 @@
 A `Case` is one piece of work and the contenders that do it. `run_case` refuses contenders that fail parity,
 warms the rest up, then takes one sample of each in turn (A B C A B C ...) and one of the machine's own limit,
 round by round, so that a throttled second hits everybody. A run that lost over 5 % of its CPU time to other
-guests of the machine, or whose limits moved, is marked noisy and repeated.
+guests of the machine or to other processes, or whose limits moved, is marked noisy and repeated.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from machine import (
     Rates,
     host_facts,
     host_line,
+    lost_shares,
     optional,
     set_threads,
-    steal_share,
     usable_cpus,
 )
 
-MAX_STEAL = 0.05
+MAX_LOST = 0.05
 MAX_DRIFT = 0.20
 RESULT_SAMPLES = 15
 
@@ -144,7 +144,7 @@ def check_steps(got: Any, expected: Any, share: float) -> Parity:
 
 def check_all(*parities: Parity) -> Parity:
     failed = [p for p in parities if not p.ok]
-    return failed[0] if failed else Parity(True, ", ".join(p.detail for p in parities))
+    return failed[0] if failed else Parity(True, ", ".join(dict.fromkeys(p.detail for p in parities)))
 
 
 # ---- measuring
@@ -173,6 +173,7 @@ class Result:
     before: Rates
     after: Rates
     steal: float | None
+    others: float | None
     noisy: list[str]
     attempts: int
     rows: list[Row]
@@ -236,8 +237,11 @@ def interleave(
     return taken, limits
 
 
-def why_noisy(steal: float | None, before: Rates, after: Rates) -> list[str]:
-    reasons = [] if steal is None or steal <= MAX_STEAL else [f"steal {steal:.1%}"]
+def why_noisy(steal: float | None, others: float | None, before: Rates, after: Rates) -> list[str]:
+    lost = {"steal": steal, "other processes": others}
+    reasons = [
+        f"{name} {share:.1%}" for name, share in lost.items() if share is not None and share > MAX_LOST
+    ]
     for name, b in before.items():
         a = after[name]
         if a is not None and b is not None and abs(a - b) > MAX_DRIFT * max(a, b):
@@ -273,7 +277,8 @@ def run_case(
         before, start = limits.probe(settings.probes), clock.cpu_time()
         runners = [Runner(c, settings, clock) for c, _ in timed]
         taken, machine = interleave(runners, lambda: limits.sample(case.limit), settings.samples, tick)
-        steal, after = steal_share(start, clock.cpu_time()), limits.probe(settings.probes)
+        steal, others = lost_shares(start, clock.cpu_time())
+        after = limits.probe(settings.probes)
         result = Result(
             id=case.id,
             label=case.label,
@@ -283,12 +288,13 @@ def run_case(
             before=before,
             after=after,
             steal=steal,
-            noisy=why_noisy(steal, before, after),
+            others=others,
+            noisy=why_noisy(steal, others, before, after),
             attempts=len(tries) + 1,
             rows=rows,
         )
         tries.append((result, taken))
-    result, taken = min(tries, key=lambda t: (len(t[0].noisy), t[0].steal or 0.0))
+    result, taken = min(tries, key=lambda t: (len(t[0].noisy), (t[0].steal or 0.0) + (t[0].others or 0.0)))
     result.attempts = len(tries)
     for (contender, row), seconds in zip(timed, taken, strict=True):
         row.seconds, row.time = seconds, spread(seconds)
@@ -345,10 +351,11 @@ def table(result: Result) -> str:
         cells = [line[0].ljust(widths[0])]
         cells += [cell.rjust(width) for cell, width in zip(line[1:-1], widths[1:], strict=True)]
         text.append(("  " + "  ".join([*cells, line[-1]])).rstrip())
-    steal = "unknown" if result.steal is None else f"{result.steal:.1%}"
+    lost = {"steal": result.steal, "other processes": result.others}
+    shares = ", ".join(f"{n} {'unknown' if v is None else f'{v:.1%}'}" for n, v in lost.items())
     noisy = f"  NOISY after {result.attempts} attempts: {'; '.join(result.noisy)}" if result.noisy else ""
     title = f"{result.id}  {result.label}{noisy}"
-    note = f"  limits before: {show_limits(result.before)}; after: {show_limits(result.after)}; steal {steal}"
+    note = f"  limits before: {show_limits(result.before)}; after: {show_limits(result.after)}; {shares}"
     return "\n".join([title, *text, note])
 
 
@@ -372,7 +379,7 @@ def first_ratio(result: Result) -> float | None:
 
 def progress_bar(total: int) -> Any:
     tqdm = optional("tqdm")
-    return None if tqdm is None else tqdm.tqdm(total=total, leave=False, unit="round", dynamic_ncols=True)
+    return None if tqdm is None else tqdm.tqdm(total=total, leave=False, unit="round", disable=None)
 
 
 def run_all(

@@ -27,12 +27,15 @@ def optional(name: str) -> Any:
 
 @dataclass(frozen=True)
 class CpuTime:
+    """Seconds of all CPUs since boot: busy for anybody here, stolen by other guests, used by this process."""
+
     busy: float
     steal: float
+    own: float
 
 
 def read_cpu_time(stat: Path = Path("/proc/stat")) -> CpuTime | None:
-    """Ticks of all CPUs since boot; None where the system does not say."""
+    """None where the system does not say."""
     try:
         fields = stat.read_text().split("\n", 1)[0].split()
     except OSError:
@@ -40,15 +43,19 @@ def read_cpu_time(stat: Path = Path("/proc/stat")) -> CpuTime | None:
     ticks = [float(f) for f in fields[1:9]]  # user nice system idle iowait irq softirq steal
     if fields[0] != "cpu" or len(ticks) < 8:
         return None
-    return CpuTime(busy=sum(ticks) - ticks[3] - ticks[4] - ticks[7], steal=ticks[7])
+    hertz = os.sysconf("SC_CLK_TCK")
+    busy = sum(ticks) - ticks[3] - ticks[4] - ticks[7]
+    return CpuTime(busy / hertz, ticks[7] / hertz, time.process_time())
 
 
-def steal_share(before: CpuTime | None, after: CpuTime | None) -> float | None:
-    """Stolen share of the CPU time that was wanted: idle CPUs must not dilute it."""
+def lost_shares(before: CpuTime | None, after: CpuTime | None) -> tuple[float | None, float | None]:
+    """Of the CPU time that was wanted: the share stolen by other guests, and the share that other processes
+    here used. Idle CPUs must not dilute them."""
     if before is None or after is None:
-        return None
-    steal, busy = after.steal - before.steal, after.busy - before.busy
-    return steal / (steal + busy) if steal + busy > 0 else 0.0
+        return None, None
+    steal, busy, own = after.steal - before.steal, after.busy - before.busy, after.own - before.own
+    wanted = steal + max(busy, own)
+    return (steal / wanted, max(busy - own, 0.0) / wanted) if wanted > 0 else (0.0, 0.0)
 
 
 def llc_bytes(caches: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> int:

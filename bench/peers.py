@@ -21,6 +21,7 @@ Array = np.ndarray[Any, Any]
 torch = optional("torch")
 ort = optional("onnxruntime")
 onnx = optional("onnx")
+pruning = optional("torch.nn.utils.prune")
 
 INT8_ERROR = 0.05  # dynamic int8 with one scale per tensor and 7 bits (torch's reduce_range) is near 0.03
 BF16_ERROR = 0.01
@@ -37,8 +38,14 @@ def given(array: Array) -> Any:
     return array if torch is None else torch.from_numpy(array)
 
 
-def absent(name: str, *modules: Any) -> Contender | None:
-    return Contender(name, why_not="not installed") if any(m is None for m in modules) else None
+def peer(name: str, build: Callable[..., Contender], *arguments: Any, needs: Sequence[Any]) -> Contender:
+    """build(name, *arguments), or the row that says why there is none: nothing of a peer's stops a run."""
+    if any(module is None for module in needs):
+        return Contender(name, why_not="not installed")
+    try:
+        return build(name, *arguments)
+    except Exception as error:
+        return Contender(name, why_not=f"failed: {type(error).__name__}: {error}".splitlines()[0][:100])
 
 
 # ---- integer products
@@ -53,16 +60,14 @@ class Product:
 
 def int_products(p: Product, threads: int) -> list[Contender]:
     return [
-        torch_int_mm("torch._int_mm, [N,K]^T", p, transposed=True),
-        torch_int_mm("torch._int_mm, [K,N]", p, transposed=False),
-        torch_static(p),
-        ort_matmul_integer(p, threads),
+        peer("torch._int_mm, [N,K]^T", torch_int_mm, p, True, needs=[torch]),
+        peer("torch._int_mm, [K,N]", torch_int_mm, p, False, needs=[torch]),
+        peer("torch oneDNN static, packed", torch_static, p, needs=[torch]),
+        peer("onnxruntime MatMulInteger u8s8", ort_matmul_integer, p, threads, needs=[ort, onnx]),
     ]
 
 
 def torch_int_mm(name: str, p: Product, transposed: bool) -> Contender:
-    if missing := absent(name, torch):
-        return missing
     a, b = torch.from_numpy(p.a), torch.from_numpy(p.weight).t()
     b = b if transposed else b.contiguous()
     out = torch.empty(p.expected.shape, dtype=torch.int32)
@@ -73,11 +78,8 @@ def torch_int_mm(name: str, p: Product, transposed: bool) -> Contender:
     return Contender(name, call, lambda: check_equal(call(0), p.expected))
 
 
-def torch_static(p: Product) -> Contender:
+def torch_static(name: str, p: Product) -> Contender:
     """oneDNN with a packed weight. It has no s32 output: unit scales, and one rounding of the sum to f32."""
-    name = "torch oneDNN static, packed"
-    if missing := absent(name, torch):
-        return missing
     n = p.weight.shape[0]
     a = torch.from_numpy(p.a)
     packed = torch.ops.onednn.qlinear_prepack(torch.from_numpy(p.weight), list(a.shape))
@@ -90,11 +92,8 @@ def torch_static(p: Product) -> Contender:
     return Contender(name, call, lambda: check_equal(call(0), p.expected.astype(np.float32)))
 
 
-def ort_matmul_integer(p: Product, threads: int) -> Contender:
+def ort_matmul_integer(name: str, p: Product, threads: int) -> Contender:
     """Activations as u8 = q + 128 with that zero point: its fast kernels, the same product."""
-    name = "onnxruntime MatMulInteger u8s8"
-    if missing := absent(name, ort, onnx):
-        return missing
     a = (p.a.astype(np.int16) + 128).astype(np.uint8)
     out = np.empty(p.expected.shape, np.int32)
     constants = {"b": np.ascontiguousarray(p.weight.T), "zero": np.uint8(128)}
@@ -127,11 +126,11 @@ class Layer:
 
 def linears(layer: Layer, threads: int) -> list[Contender]:
     return [
-        torch_dynamic("onednn", layer),
-        torch_dynamic("x86", layer),
-        ort_dynamic(layer, threads),
-        torch_linear("torch bf16 Linear", "bfloat16", layer, BF16_ERROR),
-        torch_linear("torch f32 Linear", "float32", layer, F32_ERROR),
+        peer("torch quantize_dynamic, onednn", torch_dynamic, "onednn", layer, needs=[torch]),
+        peer("torch quantize_dynamic, x86", torch_dynamic, "x86", layer, needs=[torch]),
+        peer("onnxruntime DynamicQuantizeMatMul", ort_dynamic, layer, threads, needs=[ort, onnx]),
+        peer("torch bf16 Linear", torch_linear, "bfloat16", layer, BF16_ERROR, needs=[torch]),
+        peer("torch f32 Linear", torch_linear, "float32", layer, F32_ERROR, needs=[torch]),
     ]
 
 
@@ -153,8 +152,6 @@ def torch_modules(layer: Layer) -> list[Any]:
 
 
 def torch_linear(name: str, dtype: str, layer: Layer, tolerance: float) -> Contender:
-    if missing := absent(name, torch):
-        return missing
     kind = getattr(torch, dtype)
     x = torch.from_numpy(layer.x).to(kind)
     modules = [module.to(kind) for module in torch_modules(layer)]
@@ -167,10 +164,7 @@ def torch_linear(name: str, dtype: str, layer: Layer, tolerance: float) -> Conte
     return Contender(name, call, lambda: check_each(call, layer, tolerance), work=work)
 
 
-def torch_dynamic(engine: str, layer: Layer) -> Contender:
-    name = f"torch quantize_dynamic, {engine}"
-    if missing := absent(name, torch):
-        return missing
+def torch_dynamic(name: str, engine: str, layer: Layer) -> Contender:
     if engine not in torch.backends.quantized.supported_engines:
         return Contender(name, why_not="not in this torch")
     quantization = torch.ao.quantization
@@ -193,11 +187,8 @@ def torch_dynamic(engine: str, layer: Layer) -> Contender:
     return Contender(name, call, lambda: check_each(call, layer, INT8_ERROR))
 
 
-def ort_dynamic(layer: Layer, threads: int) -> Contender:
+def ort_dynamic(name: str, layer: Layer, threads: int) -> Contender:
     """All weights in one graph: a session per weight would bring its own thread pool each."""
-    name = "onnxruntime DynamicQuantizeMatMul"
-    if missing := absent(name, ort, onnx):
-        return missing
     constants: dict[str, Any] = {"bias": layer.bias}
     outputs: dict[str, Array] = {}
     nodes = []
@@ -283,6 +274,16 @@ def prune_quantize_rows(x: Any, threshold: float, data: Any, scale: Any, mask: A
     quantize_rows(x.where(keep, 0.0), data, scale)
 
 
+def quantizers_of_tensors(xs: Sequence[Array], expected: Array, threads: int) -> list[Contender]:
+    name = "onnxruntime DynamicQuantizeLinear"
+    return [peer(name, ort_dynamic_quantize, xs, expected, threads, needs=[ort, onnx])]
+
+
+def dequantizers(datas: Sequence[Array], scale: Array, expected: Array, threads: int) -> list[Contender]:
+    name = "onnxruntime DequantizeLinear"
+    return [peer(name, ort_dequantize, datas, scale, expected, threads, needs=[ort, onnx])]
+
+
 def torch_pair(
     work: Callable[..., None],
     arguments: Callable[[int], tuple[Any, ...]],
@@ -290,31 +291,34 @@ def torch_pair(
     compiled: bool,
 ) -> list[Contender]:
     """The function as it is and through torch.compile. `check` judges what the call on set 0 has written."""
-    contenders = []
-    for name in ("torch eager", "torch.compile"):
-        if missing := absent(name, torch):
-            contenders.append(missing)
-        elif name == "torch.compile" and not compiled:
-            contenders.append(Contender(name, why_not="not with --quick"))
-        else:
-            function = work if name == "torch eager" else torch.compile(work, fullgraph=True, dynamic=False)
-
-            def call(i: int, function: Callable[..., None] = function) -> None:
-                function(*arguments(i))
-
-            def checked(call: Callable[[int], None] = call) -> Parity:
-                call(0)
-                return check()
-
-            contenders.append(Contender(name, call, checked))
-    return contenders
+    eager = peer("torch eager", torch_filling, work, arguments, check, needs=[torch])
+    if not compiled:
+        return [eager, Contender("torch.compile", why_not="not with --quick")]
+    return [eager, peer("torch.compile", torch_compiled, work, arguments, check, needs=[torch])]
 
 
-def ort_dynamic_quantize(xs: Sequence[Array], expected: Array, threads: int) -> Contender:
+def torch_filling(
+    name: str,
+    work: Callable[..., None],
+    arguments: Callable[[int], tuple[Any, ...]],
+    check: Callable[[], Parity],
+) -> Contender:
+    def call(i: int) -> None:
+        work(*arguments(i))
+
+    def checked() -> Parity:
+        call(0)
+        return check()
+
+    return Contender(name, call, checked)
+
+
+def torch_compiled(name: str, work: Callable[..., None], *more: Any) -> Contender:
+    return torch_filling(name, torch.compile(work, fullgraph=True, dynamic=False), *more)
+
+
+def ort_dynamic_quantize(name: str, xs: Sequence[Array], expected: Array, threads: int) -> Contender:
     """Whole tensor, u8; q - 128 is the int8 of everybody else."""
-    name = "onnxruntime DynamicQuantizeLinear"
-    if missing := absent(name, ort, onnx):
-        return missing
     kinds: dict[str, Any] = {"y": np.uint8, "s": np.float32, "z": np.uint8}
     outs = [{n: np.empty(x.shape if n == "y" else (), kind) for n, kind in kinds.items()} for x in xs]
     node = onnx.helper.make_node("DynamicQuantizeLinear", ["x"], ["y", "s", "z"])
@@ -327,10 +331,9 @@ def ort_dynamic_quantize(xs: Sequence[Array], expected: Array, threads: int) -> 
     return Contender(name, run, check)
 
 
-def ort_dequantize(datas: Sequence[Array], scale: Array, expected: Array, threads: int) -> Contender:
-    name = "onnxruntime DequantizeLinear"
-    if missing := absent(name, ort, onnx):
-        return missing
+def ort_dequantize(
+    name: str, datas: Sequence[Array], scale: Array, expected: Array, threads: int
+) -> Contender:
     outs = [{"y": np.empty(data.shape, np.float32)} for data in datas]
     node = onnx.helper.make_node("DequantizeLinear", ["q", "s"], ["y"], axis=0)
     buffers = [({"q": data, "s": scale}, out) for data, out in zip(datas, outs, strict=True)]
@@ -346,11 +349,11 @@ def ort_dequantize(datas: Sequence[Array], scale: Array, expected: Array, thread
 # ---- half of the weights, exactly
 
 
-def halvings(ws: Sequence[Array], expected_mask: Array) -> list[Contender]:
+def halvings(ws: Sequence[Array], mask: Array) -> list[Contender]:
     return [
-        l1_unstructured(ws, expected_mask),
-        torch_kthvalue(ws, expected_mask),
-        numpy_partition(ws, expected_mask),
+        peer("torch.nn.utils.prune L1Unstructured", l1_unstructured, ws, mask, needs=[torch, pruning]),
+        peer("torch kthvalue, then where", torch_kthvalue, ws, mask, needs=[torch]),
+        peer("NumPy partition, 1 thread", numpy_partition, ws, mask, needs=[]),
     ]
 
 
@@ -363,12 +366,9 @@ def check_pruned(pruned: Any, w: Array, mask: Array, ties: float) -> Parity:
     return Parity(True, "exact" if not wrong else f"{wrong:.1e} off at ties")
 
 
-def l1_unstructured(ws: Sequence[Array], mask: Array) -> Contender:
-    name = "torch.nn.utils.prune L1Unstructured"
-    if missing := absent(name, torch):
-        return missing
+def l1_unstructured(name: str, ws: Sequence[Array], mask: Array) -> Contender:
     tensors = [torch.from_numpy(w) for w in ws]
-    method = torch.nn.utils.prune.L1Unstructured(0.5)
+    method = pruning.L1Unstructured(0.5)
 
     def call(i: int) -> Any:
         return method.prune(tensors[i % len(tensors)])
@@ -376,10 +376,7 @@ def l1_unstructured(ws: Sequence[Array], mask: Array) -> Contender:
     return Contender(name, call, lambda: check_pruned(call(0), ws[0], mask, ties=1e-5))
 
 
-def torch_kthvalue(ws: Sequence[Array], mask: Array) -> Contender:
-    name = "torch kthvalue, then where"
-    if missing := absent(name, torch):
-        return missing
+def torch_kthvalue(name: str, ws: Sequence[Array], mask: Array) -> Contender:
     tensors = [torch.from_numpy(w) for w in ws]
 
     def call(i: int) -> Any:
@@ -390,11 +387,11 @@ def torch_kthvalue(ws: Sequence[Array], mask: Array) -> Contender:
     return Contender(name, call, lambda: check_pruned(call(0), ws[0], mask, ties=1e-5))
 
 
-def numpy_partition(ws: Sequence[Array], mask: Array) -> Contender:
+def numpy_partition(name: str, ws: Sequence[Array], mask: Array) -> Contender:
     def call(i: int) -> Array:
         w = ws[i % len(ws)]
         magnitude, k = np.abs(w), round(0.5 * w.size)
         cut = np.partition(magnitude.reshape(-1), k - 1)[k - 1]
         return np.where(magnitude > cut, w, np.float32(0))
 
-    return Contender("NumPy partition, 1 thread", call, lambda: check_pruned(call(0), ws[0], mask, ties=1e-5))
+    return Contender(name, call, lambda: check_pruned(call(0), ws[0], mask, ties=1e-5))

@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
 
 import common
 import machine
+import peers
 from common import Case, Contender, Parity, Settings
 from machine import CpuTime
 
@@ -24,11 +25,13 @@ SETTINGS = Settings(samples=3, min_sample_s=0.0, warmup_s=0.0, warmup_calls=1, r
 class FakeMachine:
     """Its time, its log of what ran, its steal, and a native module whose limits are constant."""
 
-    def __init__(self, steal: Sequence[float] = (), peak: Sequence[float] = ()) -> None:
+    def __init__(
+        self, steal: Sequence[float] = (), peak: Sequence[float] = (), others: Sequence[float] = ()
+    ) -> None:
         self.time = 0.0
         self.log: list[str] = []
         self.steal, self.stolen, self.ticks = list(steal), 0.0, 0.0
-        self.peaks = list(peak)
+        self.peaks, self.others, self.used_by_others = list(peak), list(others), 0.0
         self.clock = machine.Clock(lambda: self.time, lambda: self.log.append("settle"), self.cpu_time)
 
     def cpu_time(self) -> CpuTime:
@@ -36,7 +39,10 @@ class FakeMachine:
         self.ticks += 1
         if self.ticks % 2 == 0 and self.steal:
             self.stolen += 100 * self.steal.pop(0)
-        return CpuTime(busy=100 * (self.ticks // 2) - self.stolen, steal=self.stolen)
+        if self.ticks % 2 == 0 and self.others:
+            self.used_by_others += 100 * self.others.pop(0)
+        busy = 100 * (self.ticks // 2) - self.stolen
+        return CpuTime(busy, self.stolen, own=busy - self.used_by_others)
 
     def probe_peak(self, milliseconds: float, threads: int) -> float:
         self.log.append("peak")
@@ -126,7 +132,7 @@ def test_check_steps_allows_single_steps_only() -> None:
 def test_check_all_reports_the_failure() -> None:
     good, bad = Parity(True, "exact"), Parity(False, "differs")
     assert common.check_all(good, bad) is bad
-    assert common.check_all(good, Parity(True, "err 1e-2")) == Parity(True, "exact, err 1e-2")
+    assert common.check_all(good, good, Parity(True, "err 1e-2")) == Parity(True, "exact, err 1e-2")
 
 
 # ---- order
@@ -234,6 +240,15 @@ def test_a_peer_that_is_not_installed_is_a_row() -> None:
     assert any("elsewhere" in line and "not installed" in line for line in common.table(result).splitlines())
 
 
+def test_a_peer_that_cannot_be_built_is_a_row() -> None:
+    def build(name: str, shape: int) -> Contender:
+        raise AttributeError(f"no such op for {shape}\nand a long trace")
+
+    assert peers.peer("p", build, 3, needs=[np]).why_not == "failed: AttributeError: no such op for 3"
+    assert peers.peer("p", build, 3, needs=[np, None]).why_not == "not installed"
+    assert peers.peer("p", lambda name, x: Contender(name, why_not=x), "y", needs=[]).why_not == "y"
+
+
 def test_a_contender_without_a_check_gets_no_number() -> None:
     fake = FakeMachine()
     assert row(fake.run(fake.contender("trusted", 1.0, check=None)), "trusted").time is None
@@ -284,13 +299,19 @@ def test_the_least_noisy_run_is_kept_and_marked() -> None:
     assert "NOISY" in common.table(result)
 
 
+def test_other_processes_are_noise_too() -> None:
+    fake = FakeMachine(others=[0.3, 0.02])
+    result = fake.run(fake.contender("a", 1.0))
+    assert (result.attempts, result.noisy, result.others) == (2, [], pytest.approx(0.02))
+
+
 def test_moving_limits_are_noise_too() -> None:
     fake = FakeMachine(peak=[1600.0, 1600.0, 1600.0, 1600.0, 700.0])
     result = fake.run(fake.contender("a", 1.0))
     assert result.attempts == 2
     assert result.noisy == []
-    assert common.why_noisy(0.0, {"peak": 1600.0}, {"peak": 700.0}) == ["peak went from 1600 to 700"]
-    assert common.why_noisy(None, {"peak": None}, {"peak": None}) == []
+    assert common.why_noisy(0.0, 0.0, {"peak": 1600.0}, {"peak": 700.0}) == ["peak went from 1600 to 700"]
+    assert common.why_noisy(None, None, {"peak": None}, {"peak": None}) == []
 
 
 # ---- the machine
@@ -299,16 +320,20 @@ def test_moving_limits_are_noise_too() -> None:
 def test_cpu_time_reads_proc_stat(tmp_path: Path) -> None:
     stat = tmp_path / "stat"
     stat.write_text("cpu  100 1 20 5000 7 3 4 40 9 0\ncpu0 1 1 1 1 1 1 1 1 1 1\n")
-    assert machine.read_cpu_time(stat) == CpuTime(busy=128.0, steal=40.0)
+    read = machine.read_cpu_time(stat)
+    assert read is not None
+    assert read.steal / read.busy == pytest.approx(40 / 128)
+    assert read.own > 0
     assert machine.read_cpu_time(tmp_path / "none") is None
     stat.write_text("cpu 1 2\n")
     assert machine.read_cpu_time(stat) is None
 
 
-def test_idle_cpus_do_not_dilute_steal() -> None:
-    assert machine.steal_share(CpuTime(100, 10), CpuTime(190, 20)) == pytest.approx(0.1)
-    assert machine.steal_share(CpuTime(5, 5), CpuTime(5, 5)) == 0.0
-    assert machine.steal_share(None, CpuTime(5, 5)) is None
+def test_idle_cpus_do_not_dilute_what_is_lost() -> None:
+    shares = machine.lost_shares(CpuTime(100, 10, 50), CpuTime(190, 20, 120))
+    assert shares == (pytest.approx(0.1), pytest.approx(0.2))
+    assert machine.lost_shares(CpuTime(5, 5, 5), CpuTime(5, 5, 5)) == (0.0, 0.0)
+    assert machine.lost_shares(None, CpuTime(5, 5, 5)) == (None, None)
 
 
 def test_llc_is_the_largest_cache(tmp_path: Path) -> None:
