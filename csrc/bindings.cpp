@@ -1,0 +1,240 @@
+// The Python module octavo._core. Pointers arrive as integers from octavo.ops, which has validated them; here only what
+// would be undefined behaviour is checked, the GIL released, the kernel called. python/octavo/_core.pyi is the contract.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "check.h"
+#include "dispatch.h"
+#include "layouts.h"
+#include "parallel.h"
+
+namespace py = pybind11;
+
+namespace octavo {
+namespace {
+
+using Address = uintptr_t;
+
+template <class T>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+DType dtype_of(int code) {
+  check(code >= 0 && code <= 4, "dtype", "a code from 0 to 4", code);
+  return static_cast<DType>(code);
+}
+
+DType float_dtype_of(int code) {
+  check(code >= 0 && code <= 3, "dtype", "a float code from 0 to 3", code);
+  return static_cast<DType>(code);
+}
+
+Activation activation_of(int code) {
+  check(code >= 0 && code <= 4, "activation", "a code from 0 to 4", code);
+  return static_cast<Activation>(code);
+}
+
+// A packed buffer of another version or layout is refused, never read as numbers.
+PackedHeader checked_header(Address buffer, int64_t nbytes) {
+  check(nbytes >= static_cast<int64_t>(sizeof(PackedHeader)), "packed weight", "a header of 64 bytes", nbytes);
+  PackedHeader header;
+  memcpy(&header, at<const void>(buffer), sizeof header);
+  check(header.magic == PackedHeader::kMagic, "packed weight", "the magic number of octavo", header.magic);
+  check(header.version == PackedHeader::kVersion, "packed weight", "version 1", header.version);
+  check(header.layout == PackedHeader::kDense, "packed weight", "layout 0 (dense)", header.layout);
+  check(header.isa == PackedHeader::kAnyIsa, "packed weight", "instruction set 0 (any)", header.isa);
+  const bool sane = header.n >= 0 && header.k >= 0 && header.k <= kMaxK && header.n <= nbytes;
+  check(sane && packed_bytes(header.n, header.k) == nbytes, "packed weight", "as many bytes as its shape needs", nbytes);
+  return header;
+}
+
+std::vector<Segment> segments_of(const std::vector<std::tuple<Address, int, int64_t>>& list) {
+  std::vector<Segment> segments;
+  for (const auto& [w, dtype, n] : list) segments.push_back({at<const void>(w), float_dtype_of(dtype), n, nullptr});
+  return segments;
+}
+
+void bind_elementwise(py::module_& m) {
+  m.def("quantize", [](Address x, int x_dtype, int64_t rows, int64_t groups, int64_t group_size, int64_t row_stride,
+                       int64_t col_stride, Address mask, Address data, int64_t data_row_stride, Address scale,
+                       Address zero_point, bool per_tensor, bool given, bool stochastic, uint64_t seed, int threads) {
+    const FloatRows view = {at<const void>(x), float_dtype_of(x_dtype), rows, groups * group_size, row_stride, col_stride};
+    const py::gil_scoped_release release;
+    quantize({view, groups, group_size, at<const bool>(mask), at<int8_t>(data), data_row_stride, at<float>(scale),
+              at<int32_t>(zero_point), per_tensor, given, stochastic, seed},
+             threads);
+  });
+  m.def("dequantize", [](Address data, int64_t rows, int64_t groups, int64_t group_size, int64_t row_stride,
+                         int64_t col_stride, Address scale, Address zero_point, bool per_tensor, Address out,
+                         int out_dtype, int64_t out_row_stride, int threads) {
+    const DequantizeArgs args = {at<const int8_t>(data), rows, groups, group_size, row_stride, col_stride,
+                                 at<const float>(scale), at<const int32_t>(zero_point), per_tensor, at<void>(out),
+                                 float_dtype_of(out_dtype), out_row_stride};
+    const py::gil_scoped_release release;
+    dequantize(args, threads);
+  });
+  m.def("count_nonfinite", [](Address x, int x_dtype, int64_t rows, int64_t cols, int64_t row_stride,
+                              int64_t col_stride, int threads) {
+    const FloatRows view = {at<const void>(x), float_dtype_of(x_dtype), rows, cols, row_stride, col_stride};
+    NonFinite found;
+    {
+      const py::gil_scoped_release release;
+      found = count_nonfinite(view, threads);
+    }
+    return std::make_pair(found.count, found.first);
+  });
+}
+
+void bind_prune(py::module_& m) {
+  m.def("magnitude_select",
+        [](const std::vector<std::tuple<Address, int, int64_t>>& list, int64_t k, int threads) {
+          const std::vector<Segment> segments = segments_of(list);
+          int64_t total = 0;
+          for (const Segment& s : segments) total += s.n;
+          check(k >= 1 && k <= total, "k", "between 1 and " + std::to_string(total), k);
+          Selection selection;
+          {
+            const py::gil_scoped_release release;
+            selection = magnitude_select(segments.data(), static_cast<int64_t>(segments.size()), k, threads);
+          }
+          return std::make_pair(selection.key, selection.ties);
+        });
+  m.def("max_magnitude", [](const std::vector<std::tuple<Address, int, int64_t>>& list, int threads) {
+    const std::vector<Segment> segments = segments_of(list);
+    const py::gil_scoped_release release;
+    return max_magnitude(segments.data(), static_cast<int64_t>(segments.size()), threads);
+  });
+  m.def("prune_mask",
+        [](const std::vector<std::tuple<Address, int, int64_t, Address>>& list, uint32_t key, int64_t ties, int threads) {
+          std::vector<Segment> segments;
+          for (const auto& [w, dtype, n, mask] : list) {
+            segments.push_back({at<const void>(w), float_dtype_of(dtype), n, at<bool>(mask)});
+          }
+          const py::gil_scoped_release release;
+          prune_mask(segments.data(), static_cast<int64_t>(segments.size()), {key, ties}, threads);
+        });
+  m.def("prune_mask_nm", [](Address w, int dtype, int64_t groups, int n, int group, Address mask, int threads) {
+    const DType type = float_dtype_of(dtype);
+    const py::gil_scoped_release release;
+    prune_mask_nm(at<const void>(w), type, groups, n, group, at<bool>(mask), threads);
+  });
+  m.def("unit_scores", [](Address w, int dtype, int64_t rows, int64_t cols, int64_t unit_rows, int64_t unit_cols,
+                          Address scores, int threads) {
+    const DType type = float_dtype_of(dtype);
+    check(unit_rows >= 1 && unit_cols >= 1, "unit", "at least one row and column", unit_rows < 1 ? unit_rows : unit_cols);
+    const py::gil_scoped_release release;
+    unit_scores(at<const void>(w), type, rows, cols, unit_rows, unit_cols, at<double>(scores), threads);
+  });
+  m.def("apply_mask", [](Address w, int itemsize, Address mask, int64_t n, Address out, int threads) {
+    const py::gil_scoped_release release;
+    apply_mask(at<const void>(w), itemsize, at<const bool>(mask), n, at<void>(out), threads);
+  });
+}
+
+void bind_linear(py::module_& m) {
+  m.attr("PACKED_VERSION") = PackedHeader::kVersion;
+  m.def("packed_nbytes", &packed_bytes);
+  m.def("packed_shape", [](Address buffer, int64_t nbytes) {
+    const PackedHeader header = checked_header(buffer, nbytes);
+    return std::make_pair(header.n, header.k);
+  });
+  m.def("pack_weight",
+        [](Address w, int64_t n, int64_t k, int64_t n_stride, int64_t k_stride, Address buffer, int threads) {
+          const py::gil_scoped_release release;
+          pack_weight(at<const int8_t>(w), n, k, n_stride, k_stride, at<void>(buffer), threads);
+        });
+  m.def("unpack_weight", [](Address buffer, int64_t nbytes, Address w, int threads) {
+    checked_header(buffer, nbytes);
+    const py::gil_scoped_release release;
+    unpack_weight(at<const void>(buffer), at<int8_t>(w), threads);
+  });
+  m.def("int8_linear",
+        [](Address x, int x_dtype, int64_t rows, int64_t k, int64_t row_stride, int64_t col_stride, Address buffer,
+           int64_t nbytes, Address w_scale, Address bias, int bias_dtype, int activation, Address out, int out_dtype,
+           int64_t out_row_stride, int threads) {
+          check(checked_header(buffer, nbytes).k == k, "k", "the weight's", k);
+          LinearArgs args = {};
+          args.x = {at<const void>(x), float_dtype_of(x_dtype), rows, k, row_stride, col_stride};
+          args.m = rows;
+          args.packed = at<const void>(buffer);
+          args.w_scale = at<const float>(w_scale);
+          args.bias = at<const void>(bias);
+          args.bias_dtype = float_dtype_of(bias_dtype);
+          args.activation = activation_of(activation);
+          args.out = at<void>(out);
+          args.out_dtype = dtype_of(out_dtype);
+          args.out_row_stride = out_row_stride;
+          const py::gil_scoped_release release;
+          linear(args, threads);
+        });
+  m.def("scaled_int_mm",
+        [](Address a, bool a_signed, int64_t rows, int64_t k, int64_t row_stride, int64_t col_stride, Address a_scale,
+           Address a_zero_point, Address buffer, int64_t nbytes, Address w_scale, Address bias, int bias_dtype,
+           int activation, Address out, int out_dtype, int64_t out_row_stride, int threads) {
+          check(checked_header(buffer, nbytes).k == k, "k", "the weight's", k);
+          LinearArgs args = {};
+          args.a = at<const void>(a);
+          args.a_signed = a_signed;
+          args.a_row_stride = row_stride;
+          args.a_col_stride = col_stride;
+          args.a_scale = at<const float>(a_scale);
+          args.a_zero_point = at<const int32_t>(a_zero_point);
+          args.m = rows;
+          args.packed = at<const void>(buffer);
+          args.w_scale = at<const float>(w_scale);
+          args.bias = at<const void>(bias);
+          args.bias_dtype = float_dtype_of(bias_dtype);
+          args.activation = activation_of(activation);
+          args.out = at<void>(out);
+          args.out_dtype = dtype_of(out_dtype);
+          args.out_row_stride = out_row_stride;
+          const py::gil_scoped_release release;
+          linear(args, threads);
+        });
+}
+
+void bind_machine(py::module_& m) {
+  m.def("isas_built", [] {
+    std::vector<std::string> names;
+    for (const Kernels& k : all_kernels()) names.emplace_back(k.isa);
+    return names;
+  });
+  m.def("isas_available", [] {
+    std::vector<std::string> names;
+    for (const Kernels& k : all_kernels()) {
+      if (k.available) names.emplace_back(k.isa);
+    }
+    return names;
+  });
+  m.def("get_isa", [] { return std::string(kernels().isa); });
+  m.def("set_isa", &set_isa);
+  m.def("default_threads", &default_threads);
+  m.def("threads_info", [] {
+    const ThreadsInfo info = threads_info();
+    return std::map<std::string, std::string>{{"runtime", info.runtime}, {"threads", std::to_string(info.threads)}};
+  });
+  m.def("compiler", [] { return std::string(__VERSION__); });
+  m.def("address", [](const py::array& array) { return reinterpret_cast<Address>(array.data()); });
+  m.def("probe_peak", &probe_peak, py::call_guard<py::gil_scoped_release>());
+  m.def("probe_read", [](Address buffer, int64_t nbytes, int threads) {
+    const py::gil_scoped_release release;
+    return probe_read(at<const void>(buffer), nbytes, threads);
+  });
+  m.def("probe_copy", [](Address source, Address target, int64_t nbytes, int threads) {
+    const py::gil_scoped_release release;
+    probe_copy(at<const void>(source), at<void>(target), nbytes, threads);
+  });
+}
+
+}  // namespace
+}  // namespace octavo
+
+PYBIND11_MODULE(_core, m) {
+  m.doc() = "octavo's native CPU kernels; use them through the octavo package";
+  octavo::bind_elementwise(m);
+  octavo::bind_prune(m);
+  octavo::bind_linear(m);
+  octavo::bind_machine(m);
+}

@@ -1,0 +1,214 @@
+// Packing, and the driver of every product: stage the rows of A as u8 = q + 128, then multiply by panels.
+//
+// Signed times signed on a u8 x s8 instruction: sum (q + 128) * w = sum q * w + 128 * colsum(w), so the epilogue takes
+// (128 + zero_point) * colsum off again (row_offset). uint8 activations are staged as they are.
+#include "../check.h"
+#include "../layouts.h"
+#include "../parallel.h"
+#include "rows.h"
+
+namespace octavo {
+namespace {
+
+constexpr int64_t kSerialWork = int64_t{1} << 20;  // multiply-adds below which a second thread does not pay
+constexpr int64_t kRowAlign = 16;                  // GemmBlock: A is readable in whole AMX tiles
+constexpr int64_t kBlockRows = 192;                // rows staged at a time: 192 * k bytes stay in L2
+constexpr int64_t kTallRows = 48;                  // rows for each thread from which splitting them pays
+
+struct Packed {
+  const PackedHeader* header;
+  const int32_t* colsum;
+  const int8_t* panels;
+};
+
+Packed open_packed(const void* buffer) {
+  const char* bytes = static_cast<const char*>(buffer);
+  const auto* header = static_cast<const PackedHeader*>(buffer);
+  return {header, reinterpret_cast<const int32_t*>(bytes + colsum_offset()),
+          reinterpret_cast<const int8_t*>(bytes + panels_offset(header->n))};
+}
+
+// A line of padding where k is a multiple of 128: rows a power of two apart would share few cache sets.
+int64_t staged_stride(int64_t k) {
+  const int64_t padded = padded_k(k);
+  return padded / kPanelK % 2 == 0 ? padded + kPanelK : padded;
+}
+
+// Row `row` of int8 or uint8 activations.
+void stage_bytes(const LinearArgs& args, int64_t row, int64_t k, uint8_t* out) {
+  const auto* a = static_cast<const uint8_t*>(args.a) + row * args.a_row_stride;
+  const uint8_t flip = args.a_signed ? 0x80 : 0;
+  if (args.a_col_stride == 1) {
+    for (int64_t i = 0; i < k; ++i) out[i] = a[i] ^ flip;
+  } else {
+    for (int64_t i = 0; i < k; ++i) out[i] = a[i * args.a_col_stride] ^ flip;
+  }
+}
+
+float stage_floats(const FloatRows& x, int64_t row, uint8_t* out) {
+  Range range = {0.0f, 0.0f};
+  widen_range(x, nullptr, row, 0, x.cols, &range);
+  const Affine affine = symmetric_affine(range);
+  for_pieces(x, row, 0, x.cols, [&](const void* p, DType dtype, int64_t first, int64_t count) {
+    kernels().quantize->quantize(p, dtype, nullptr, count, affine.inv, 0.0f, -127.0f, 0x80,
+                                 reinterpret_cast<int8_t*>(out) + first);
+  });
+  return affine.scale;
+}
+
+class Product {
+ public:
+  Product(const LinearArgs& args, int threads) : args_(args), packed_(open_packed(args.packed)), threads_(threads) {
+    const PackedHeader& header = *packed_.header;
+    n_ = header.n;
+    k_ = header.k;
+    stride_ = staged_stride(k_);
+    const int64_t limit = args.a && (!args.a_signed || args.a_zero_point) ? kMaxKUnsigned : kMaxK;
+    check(k_ <= limit, "k", "at most " + std::to_string(limit) + ", so that int32 sums are exact", k_);
+    if (args.m * n_ * (k_ + 1) < kSerialWork) threads_ = 1;
+    widen_bias();
+  }
+
+  void run() {
+    if (args_.m == 0 || n_ == 0) return;
+    if (args_.m >= kTallRows * threads_) {
+      run_tall();
+    } else {
+      run_wide();
+    }
+  }
+
+ private:
+  // Rows are split: each thread stages a block and multiplies it by all panels.
+  void run_tall() {
+    const int64_t tile = kernels().gemm->tile_m;
+    const int64_t blocks = round_up((args_.m + kBlockRows - 1) / kBlockRows, threads_);
+    const int64_t rows = round_up((args_.m + blocks - 1) / blocks, tile);
+    auto body = [&](int64_t begin, int64_t end) {
+      for (int64_t block = begin; block < end; ++block) {
+        const int64_t first = block * rows;
+        const int64_t count = args_.m - first < rows ? args_.m - first : rows;
+        if (count <= 0) continue;
+        auto* a = static_cast<uint8_t*>(scratch(Slot::rows, round_up(count, kRowAlign) * stride_));
+        auto* scales = static_cast<float*>(scratch(Slot::floats, count * 4));
+        auto* offsets = static_cast<int32_t*>(scratch(Slot::offsets, count * 4));
+        stage(first, count, a, scales, offsets);
+        multiply(first, count, a, scales, offsets, 0, panels());
+      }
+    };
+    parallel_for(blocks, 1, threads_, body);
+  }
+
+  // Few rows: they are staged once, then the panels are split.
+  void run_wide() {
+    auto* a = static_cast<uint8_t*>(scratch(Slot::shared_rows, round_up(args_.m, kRowAlign) * stride_));
+    auto* scales = static_cast<float*>(scratch(Slot::floats, args_.m * 4));
+    auto* offsets = static_cast<int32_t*>(scratch(Slot::offsets, args_.m * 4));
+    auto rows = [&](int64_t begin, int64_t end) {
+      stage(begin, end - begin, a + begin * stride_, scales + begin, offsets + begin);
+    };
+    parallel_for(args_.m, (int64_t{1} << 15) / (k_ + 1) + 1, threads_, rows);
+    auto columns = [&](int64_t begin, int64_t end) { multiply(0, args_.m, a, scales, offsets, begin, end); };
+    parallel_for(panels(), 1, threads_, columns);
+  }
+
+  int64_t panels() const { return padded_n(n_) / kPanelN; }
+
+  void stage(int64_t first, int64_t count, uint8_t* a, float* scales, int32_t* offsets) const {
+    for (int64_t i = 0; i < count; ++i) {
+      uint8_t* row = a + i * stride_;
+      scales[i] = 1.0f;
+      offsets[i] = 128;
+      if (!args_.a) {
+        scales[i] = stage_floats(args_.x, first + i, row);
+      } else {
+        stage_bytes(args_, first + i, k_, row);
+        if (args_.a_scale) scales[i] = args_.a_scale[first + i];
+        offsets[i] = (args_.a_signed ? 128 : 0) + (args_.a_zero_point ? args_.a_zero_point[first + i] : 0);
+      }
+      // The weights are 0 beyond k, but what meets them should not depend on earlier calls.
+      memset(row + k_, 0, static_cast<size_t>(padded_k(k_) - k_));
+    }
+  }
+
+  void multiply(int64_t first, int64_t count, const uint8_t* a, const float* scales, const int32_t* offsets,
+                int64_t panel_begin, int64_t panel_end) const {
+    Epilogue e;
+    e.colsum = packed_.colsum;
+    e.row_offset = offsets;
+    e.row_scale = scales;
+    e.col_scale = args_.w_scale;
+    e.bias = bias_;
+    e.activation = args_.activation;
+    e.out = static_cast<char*>(args_.out) + first * args_.out_row_stride * size_of(args_.out_dtype);
+    e.out_dtype = args_.out_dtype;
+    e.out_row_stride = args_.out_row_stride;
+    kernels().gemm->gemm({a, stride_, count, n_, k_, packed_.panels, panel_begin, panel_end, e});
+  }
+
+  void widen_bias() {
+    bias_ = static_cast<const float*>(args_.bias);
+    if (!args_.bias || args_.bias_dtype == DType::f32) return;
+    auto* wide = static_cast<float*>(scratch(Slot::bias, n_ * 4));
+    for (int64_t i = 0; i < n_; ++i) wide[i] = element(args_.bias, args_.bias_dtype, i);
+    bias_ = wide;
+  }
+
+  const LinearArgs& args_;
+  const Packed packed_;
+  int threads_;
+  int64_t n_, k_, stride_;
+  const float* bias_ = nullptr;
+};
+
+}  // namespace
+
+void linear(const LinearArgs& args, int threads) { Product(args, threads).run(); }
+
+void pack_weight(const int8_t* w, int64_t n, int64_t k, int64_t n_stride, int64_t k_stride, void* buffer, int threads) {
+  check(k <= kMaxK, "k", "at most " + std::to_string(kMaxK) + ", so that int32 sums are exact", k);
+  PackedHeader header = {};
+  header.magic = PackedHeader::kMagic;
+  header.version = PackedHeader::kVersion;
+  header.layout = PackedHeader::kDense;
+  header.isa = PackedHeader::kAnyIsa;
+  header.n = n;
+  header.k = k;
+  memcpy(buffer, &header, sizeof header);
+  auto* colsum = reinterpret_cast<int32_t*>(static_cast<char*>(buffer) + colsum_offset());
+  auto* panels = static_cast<int8_t*>(buffer) + panels_offset(n);
+  auto body = [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p) {
+      int8_t* panel = panels + p * panel_bytes(k);
+      memset(panel, 0, static_cast<size_t>(panel_bytes(k)));
+      for (int64_t c = 0; c < kPanelN; ++c) {
+        const int64_t column = p * kPanelN + c;
+        int32_t sum = 0;
+        if (column < n) {
+          const int8_t* source = w + column * n_stride;
+          int8_t* target = panel + c * kGroupK;
+          for (int64_t i = 0; i < k; ++i) {
+            const int8_t v = source[i * k_stride];
+            target[i / kGroupK * (kPanelN * kGroupK) + i % kGroupK] = v;
+            sum += v;
+          }
+        }
+        colsum[column] = sum;
+      }
+    }
+  };
+  parallel_for(padded_n(n) / kPanelN, kSerialWork / (panel_bytes(k) + 1) / 4 + 1, threads, body);
+}
+
+void unpack_weight(const void* buffer, int8_t* w, int threads) {
+  const Packed packed = open_packed(buffer);
+  const int64_t n = packed.header->n, k = packed.header->k;
+  auto body = [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      for (int64_t i = 0; i < k; ++i) w[row * k + i] = packed.panels[dense_offset(row, i, padded_k(k))];
+    }
+  };
+  parallel_for(n, (int64_t{1} << 16) / (k + 1) + 1, threads, body);
+}
+
+}  // namespace octavo

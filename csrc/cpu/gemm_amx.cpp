@@ -1,0 +1,145 @@
+// The product on AMX-INT8. One tdpbusd multiplies 16 rows x 64 terms of u8 by 64 terms x 16 columns of s8 in 16 cycles; a
+// packed panel holds such weight tiles as they are (16 rows of 64 bytes, 256 bytes apart).
+// Tile: 32 x 32 = four accumulator tiles, two of A, two of B: all eight. Each loaded tile is used twice.
+// Rows beyond m are computed from the padding of A and thrown away.
+#include "vec_avx512.h"
+// clang-format off: the vector words come first
+#include "epilogue.inl"
+#include "../layouts.h"
+// clang-format on
+
+namespace octavo {
+namespace {
+
+constexpr int kTile = 16;               // rows of a tile; columns of int32
+constexpr int kTileM = 2 * kTile;
+constexpr int kTileN = 2 * kTile;
+constexpr int64_t kWeightStride = kPanelN * kGroupK;
+constexpr int64_t kSmallM = 4;          // up to here the tiles would be mostly padding
+
+struct TileConfig {
+  uint8_t palette, start_row, reserved[14];
+  uint16_t row_bytes[16];
+  uint8_t rows[16];
+};
+static_assert(sizeof(TileConfig) == 64, "the operand of ldtilecfg");
+
+// GCC 12's intrinsics tell the compiler of 8 of the 64 bytes that they touch; this tells it of all.
+inline void touch(void* memory) { asm volatile("" : : "r"(memory) : "memory"); }
+
+// Configures eight full tiles, and puts back what was there: another library's idea of the configuration stays true.
+class TileScope {
+ public:
+  TileScope() {
+    touch(&before_);
+    _tile_storeconfig(&before_);
+    touch(&before_);
+    TileConfig config = {};
+    config.palette = 1;
+    for (int t = 0; t < 8; ++t) {
+      config.row_bytes[t] = 64;
+      config.rows[t] = kTile;
+    }
+    touch(&config);
+    _tile_loadconfig(&config);
+  }
+  ~TileScope() {
+    if (before_.palette == 0) {
+      _tile_release();
+    } else {
+      touch(&before_);
+      _tile_loadconfig(&before_);
+    }
+  }
+  TileScope(const TileScope&) = delete;
+  TileScope& operator=(const TileScope&) = delete;
+
+ private:
+  TileConfig before_;
+};
+
+// Tiles 0 1 / 2 3 accumulate, 4 5 are rows of A, 6 7 columns of B.
+inline void multiply_32x32(const uint8_t* a, int64_t lda, const int8_t* b, int64_t steps, int32_t (*out)[kTileN]) {
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  for (int64_t step = 0; step < steps; ++step, a += kPanelK, b += kTile * kWeightStride) {
+    _tile_loadd(6, b, kWeightStride);
+    _tile_loadd(4, a, lda);
+    _tile_dpbusd(0, 4, 6);
+    _tile_loadd(7, b + 64, kWeightStride);
+    _tile_dpbusd(1, 4, 7);
+    _tile_loadd(5, a + kTile * lda, lda);
+    _tile_dpbusd(2, 5, 6);
+    _tile_dpbusd(3, 5, 7);
+  }
+  _tile_stored(0, out[0], sizeof out[0]);
+  _tile_stored(1, out[0] + kTile, sizeof out[0]);
+  _tile_stored(2, out[kTile], sizeof out[0]);
+  _tile_stored(3, out[kTile] + kTile, sizeof out[0]);
+}
+
+inline void multiply_16x32(const uint8_t* a, int64_t lda, const int8_t* b, int64_t steps, int32_t (*out)[kTileN]) {
+  _tile_zero(0);
+  _tile_zero(1);
+  for (int64_t step = 0; step < steps; ++step, a += kPanelK, b += kTile * kWeightStride) {
+    _tile_loadd(4, a, lda);
+    _tile_loadd(6, b, kWeightStride);
+    _tile_dpbusd(0, 4, 6);
+    _tile_loadd(7, b + 64, kWeightStride);
+    _tile_dpbusd(1, 4, 7);
+  }
+  _tile_stored(0, out[0], sizeof out[0]);
+  _tile_stored(1, out[0] + kTile, sizeof out[0]);
+}
+
+void gemm(const GemmBlock& g) {
+  if (g.m <= kSmallM) return kGemmAvx512Vnni.gemm(g);
+  const TileScope scope;
+  const int64_t steps = padded_k(g.k) / kPanelK;
+  alignas(64) int32_t out[kTileM][kTileN];
+  for (int64_t p = g.panel_begin; p < g.panel_end; ++p) {
+    for (int64_t c = 0; c < kPanelN && p * kPanelN + c < g.n; c += kTileN) {
+      const int8_t* b = g.panels + p * panel_bytes(g.k) + c * kGroupK;
+      const int64_t column = p * kPanelN + c;
+      const int low_lanes = lanes_left(g.n, column), high_lanes = lanes_left(g.n, column + kTile);
+      for (int64_t row = 0; row < g.m; row += kTileM) {
+        const int64_t rows = g.m - row < kTileM ? g.m - row : kTileM;
+        const uint8_t* a = g.a + row * g.lda;
+        if (rows > kTile) {
+          multiply_32x32(a, g.lda, b, steps, out);
+        } else {
+          multiply_16x32(a, g.lda, b, steps, out);
+        }
+        for (int64_t r = 0; r < rows; ++r) {
+          finish(g.epilogue, row + r, column, low_lanes, load(out[r]));
+          if (high_lanes > 0) finish(g.epilogue, row + r, column + kTile, high_lanes, load(out[r] + kTile));
+        }
+      }
+    }
+  }
+}
+
+int64_t peak(int64_t iterations) {
+  const TileScope scope;
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  _tile_zero(4);
+  _tile_zero(6);
+  for (int64_t i = 0; i < iterations; ++i) {
+    _tile_dpbusd(0, 4, 6);
+    _tile_dpbusd(1, 4, 6);
+    _tile_dpbusd(2, 4, 6);
+    _tile_dpbusd(3, 4, 6);
+  }
+  return iterations * 4 * kTile * kTile * kPanelK;
+}
+
+}  // namespace
+
+extern const GemmKernels kGemmAmx = {kTileM, gemm, peak};
+
+}  // namespace octavo

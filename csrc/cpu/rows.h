@@ -1,0 +1,61 @@
+// What the drivers share: walking a strided row in contiguous pieces, and quantizing it.
+#pragma once
+
+#include "../dispatch.h"
+#include "../numerics.h"
+
+namespace octavo {
+
+inline int64_t size_of(DType dtype) {
+  switch (dtype) {
+    case DType::f64: return 8;
+    case DType::f32:
+    case DType::i32: return 4;
+    default: return 2;
+  }
+}
+
+// Element i of a contiguous array, as float32.
+inline float element(const void* x, DType dtype, int64_t i) {
+  const char* p = static_cast<const char*>(x) + i * size_of(dtype);
+  uint16_t h;
+  float f;
+  double d;
+  switch (dtype) {
+    case DType::f16: memcpy(&h, p, sizeof h); return f16_to_float(h);
+    case DType::bf16: memcpy(&h, p, sizeof h); return bf16_to_float(h);
+    case DType::f64: memcpy(&d, p, sizeof d); return static_cast<float>(d);
+    default: memcpy(&f, p, sizeof f); return f;
+  }
+}
+
+// Calls body(pointer, dtype, first column, count) on contiguous pieces of columns [begin, end) of a row. Columns that are
+// not adjacent are gathered through the stack.
+template <class Body>
+void for_pieces(const FloatRows& x, int64_t row, int64_t begin, int64_t end, Body body) {
+  const int64_t size = size_of(x.dtype);
+  const char* base = static_cast<const char*>(x.data) + row * x.row_stride * size;
+  if (begin >= end) return;
+  if (x.col_stride == 1) return body(base + begin * size, x.dtype, begin, end - begin);
+  constexpr int64_t kPiece = 512;
+  float piece[kPiece];
+  for (int64_t i = begin; i < end; i += kPiece) {
+    const int64_t count = end - i < kPiece ? end - i : kPiece;
+    for (int64_t j = 0; j < count; ++j) piece[j] = element(base + (i + j) * x.col_stride * size, x.dtype, 0);
+    body(piece, DType::f32, i, count);
+  }
+}
+
+// Widens r by columns [begin, end) of a row.
+inline void widen_range(const FloatRows& x, const bool* mask, int64_t row, int64_t begin, int64_t end, Range* r) {
+  for_pieces(x, row, begin, end, [&](const void* p, DType dtype, int64_t first, int64_t count) {
+    kernels().quantize->range(p, dtype, mask ? mask + row * x.cols + first : nullptr, count, r);
+  });
+}
+
+inline Affine symmetric_affine(const Range& r) {
+  const float amax = -r.lo > r.hi ? -r.lo : r.hi;
+  return symmetric_affine(amax);
+}
+
+}  // namespace octavo

@@ -1,0 +1,148 @@
+// Eight lanes of float; the words are explained in vec_scalar.h. Partial vectors go through the stack: AVX2 has masked
+// loads for 32-bit lanes only, and one way for all types is easier to trust.
+#pragma once
+
+#include <immintrin.h>
+
+#include "../numerics.h"
+
+namespace octavo {
+namespace {
+
+constexpr int kLanes = 8;
+using F32 = __m256;
+using I32 = __m256i;
+struct Mask {
+  __m256 m;  // all ones or all zeros per lane
+};
+
+struct f16 {
+  uint16_t bits;
+};
+struct bf16 {
+  uint16_t bits;
+};
+
+inline F32 set1(float v) { return _mm256_set1_ps(v); }
+inline I32 set1(int32_t v) { return _mm256_set1_epi32(v); }
+
+inline F32 load(const float* p) { return _mm256_loadu_ps(p); }
+inline F32 load(const f16* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+inline F32 load(const bf16* p) {
+  const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+}
+inline F32 load(const double* p) {
+  return _mm256_set_m128(_mm256_cvtpd_ps(_mm256_loadu_pd(p + 4)), _mm256_cvtpd_ps(_mm256_loadu_pd(p)));
+}
+inline I32 load(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+inline I32 load(const int8_t* p) {
+  return _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+}
+inline Mask load_mask(const bool* p) {
+  return {_mm256_castsi256_ps(_mm256_cmpgt_epi32(load(reinterpret_cast<const int8_t*>(p)), _mm256_setzero_si256()))};
+}
+template <class T>
+inline auto load_n(const T* p, int n) {
+  T lanes[kLanes] = {};
+  memcpy(lanes, p, static_cast<size_t>(n) * sizeof(T));
+  return load(lanes);
+}
+inline Mask load_mask_n(const bool* p, int n) {
+  bool lanes[kLanes] = {};
+  memcpy(lanes, p, static_cast<size_t>(n));
+  return load_mask(lanes);
+}
+
+inline void store(float* p, F32 v) { _mm256_storeu_ps(p, v); }
+inline void store(f16* p, F32 v) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+inline void store(bf16* p, F32 v) {
+  const __m256i u = _mm256_castps_si256(v);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
+  const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF))), 16);
+  const __m256i quiet = _mm256_or_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(0x40));
+  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+  const __m256i h = _mm256_blendv_epi8(rounded, quiet, nan);
+  const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(h, h), 0x08);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(packed));
+}
+inline void store(double* p, F32 v) {
+  _mm256_storeu_pd(p, _mm256_cvtps_pd(_mm256_castps256_ps128(v)));
+  _mm256_storeu_pd(p + 4, _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1)));
+}
+inline void store(int32_t* p, I32 v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
+inline void store_i8(int8_t* p, I32 v, uint8_t flip) {
+  const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+  const __m128i bytes = _mm_xor_si128(_mm_packs_epi16(words, words), _mm_set1_epi8(static_cast<char>(flip)));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), bytes);
+}
+inline void store_mask(bool* p, Mask v) {
+  const __m256i ones = _mm256_and_si256(_mm256_castps_si256(v.m), _mm256_set1_epi32(1));
+  store_i8(reinterpret_cast<int8_t*>(p), ones, 0);
+}
+template <class T, class V>
+inline void store_n(T* p, V v, int n) {
+  T lanes[kLanes];
+  store(lanes, v);
+  memcpy(p, lanes, static_cast<size_t>(n) * sizeof(T));
+}
+inline void store_i8_n(int8_t* p, I32 v, uint8_t flip, int n) {
+  int8_t lanes[kLanes];
+  store_i8(lanes, v, flip);
+  memcpy(p, lanes, static_cast<size_t>(n));
+}
+inline void store_mask_n(bool* p, Mask v, int n) {
+  bool lanes[kLanes];
+  store_mask(lanes, v);
+  memcpy(p, lanes, static_cast<size_t>(n));
+}
+
+inline F32 add(F32 a, F32 b) { return _mm256_add_ps(a, b); }
+inline F32 sub(F32 a, F32 b) { return _mm256_sub_ps(a, b); }
+inline F32 mul(F32 a, F32 b) { return _mm256_mul_ps(a, b); }
+inline F32 div(F32 a, F32 b) { return _mm256_div_ps(a, b); }
+inline F32 fma(F32 a, F32 b, F32 c) { return _mm256_fmadd_ps(a, b, c); }
+inline F32 min(F32 a, F32 b) { return _mm256_min_ps(a, b); }
+inline F32 max(F32 a, F32 b) { return _mm256_max_ps(a, b); }
+inline F32 round(F32 v) { return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline F32 abs(F32 v) { return _mm256_and_ps(v, _mm256_castsi256_ps(_mm256_set1_epi32(0x7FFFFFFF))); }
+inline Mask is_negative(F32 v) { return {_mm256_castsi256_ps(_mm256_srai_epi32(_mm256_castps_si256(v), 31))}; }
+inline Mask is_finite(F32 v) {
+  return {_mm256_cmp_ps(abs(v), _mm256_castsi256_ps(_mm256_set1_epi32(kInfKey)), _CMP_LT_OQ)};
+}
+inline Mask is_ordered(F32 v) { return {_mm256_cmp_ps(v, v, _CMP_ORD_Q)}; }
+inline F32 keep(Mask m, F32 v) { return _mm256_and_ps(m.m, v); }
+inline F32 select(Mask m, F32 a, F32 b) { return _mm256_blendv_ps(b, a, m.m); }
+inline float reduce_min(F32 v) {
+  __m128 r = _mm_min_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  r = _mm_min_ps(r, _mm_movehl_ps(r, r));
+  return _mm_cvtss_f32(_mm_min_ss(r, _mm_movehdup_ps(r)));
+}
+inline float reduce_max(F32 v) {
+  __m128 r = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  r = _mm_max_ps(r, _mm_movehl_ps(r, r));
+  return _mm_cvtss_f32(_mm_max_ss(r, _mm_movehdup_ps(r)));
+}
+
+inline I32 add(I32 a, I32 b) { return _mm256_add_epi32(a, b); }
+inline I32 sub(I32 a, I32 b) { return _mm256_sub_epi32(a, b); }
+inline I32 mul(I32 a, I32 b) { return _mm256_mullo_epi32(a, b); }
+inline I32 half(I32 a) { return _mm256_srai_epi32(a, 1); }
+inline F32 to_f32(I32 v) { return _mm256_cvtepi32_ps(v); }
+inline I32 to_i32(F32 v) { return _mm256_cvtps_epi32(v); }
+inline F32 power_of_two(I32 n) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23));
+}
+
+inline I32 keys(F32 v) {  // a magnitude's bits are a signed int: above Inf there is only NaN
+  const __m256i u = _mm256_and_si256(_mm256_castps_si256(v), _mm256_set1_epi32(0x7FFFFFFF));
+  return _mm256_min_epi32(u, _mm256_set1_epi32(kNanKey));
+}
+inline Mask greater(I32 a, I32 b) { return {_mm256_castsi256_ps(_mm256_cmpgt_epi32(a, b))}; }
+inline Mask equal(I32 a, I32 b) { return {_mm256_castsi256_ps(_mm256_cmpeq_epi32(a, b))}; }
+inline int count(Mask m) { return __builtin_popcount(static_cast<unsigned>(_mm256_movemask_ps(m.m))); }
+
+}  // namespace
+}  // namespace octavo

@@ -1,0 +1,118 @@
+// Sixteen lanes of float; the words are explained in vec_scalar.h. Partial vectors are masked: a masked-out lane is
+// neither read nor written, so nothing faults beyond the end.
+#pragma once
+
+#include <immintrin.h>
+
+#include "../numerics.h"
+
+namespace octavo {
+namespace {
+
+constexpr int kLanes = 16;
+using F32 = __m512;
+using I32 = __m512i;
+using Mask = __mmask16;
+
+struct f16 {
+  uint16_t bits;
+};
+struct bf16 {
+  uint16_t bits;
+};
+
+inline Mask first(int n) { return static_cast<Mask>((1u << n) - 1u); }
+
+inline F32 set1(float v) { return _mm512_set1_ps(v); }
+inline I32 set1(int32_t v) { return _mm512_set1_epi32(v); }
+
+inline F32 load_n(const float* p, int n) { return _mm512_maskz_loadu_ps(first(n), p); }
+inline F32 load_n(const f16* p, int n) { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(n), p)); }
+inline F32 load_n(const bf16* p, int n) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first(n), p)), 16));
+}
+inline F32 load_n(const double* p, int n) {
+  const __m256 low = _mm512_cvtpd_ps(_mm512_maskz_loadu_pd(static_cast<__mmask8>(first(n)), p));
+  const __m256 high = _mm512_cvtpd_ps(_mm512_maskz_loadu_pd(static_cast<__mmask8>(first(n) >> 8), p + 8));
+  return _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
+}
+inline I32 load_n(const int32_t* p, int n) { return _mm512_maskz_loadu_epi32(first(n), p); }
+inline I32 load_n(const int8_t* p, int n) { return _mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(first(n), p)); }
+inline Mask load_mask_n(const bool* p, int n) {
+  const __m128i bytes = _mm_maskz_loadu_epi8(first(n), p);
+  return _mm_test_epi8_mask(bytes, bytes);
+}
+template <class T>
+inline auto load(const T* p) {
+  return load_n(p, kLanes);
+}
+inline Mask load_mask(const bool* p) { return load_mask_n(p, kLanes); }
+
+inline void store_n(float* p, F32 v, int n) { _mm512_mask_storeu_ps(p, first(n), v); }
+inline void store_n(f16* p, F32 v, int n) {
+  _mm256_mask_storeu_epi16(p, first(n), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+inline void store_n(bf16* p, F32 v, int n) {
+  const __m512i u = _mm512_castps_si512(v);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+  __m512i h = _mm512_srli_epi32(_mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF))), 16);
+  const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+  h = _mm512_mask_or_epi32(h, nan, _mm512_srli_epi32(u, 16), _mm512_set1_epi32(0x40));
+  _mm512_mask_cvtepi32_storeu_epi16(p, first(n), h);
+}
+inline void store_n(double* p, F32 v, int n) {
+  _mm512_mask_storeu_pd(p, static_cast<__mmask8>(first(n)), _mm512_cvtps_pd(_mm512_castps512_ps256(v)));
+  _mm512_mask_storeu_pd(p + 8, static_cast<__mmask8>(first(n) >> 8), _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1)));
+}
+inline void store_n(int32_t* p, I32 v, int n) { _mm512_mask_storeu_epi32(p, first(n), v); }
+template <class T, class V>
+inline void store(T* p, V v) {
+  store_n(p, v, kLanes);
+}
+inline void store_i8_n(int8_t* p, I32 v, uint8_t flip, int n) {
+  const __m128i bytes = _mm_xor_si128(_mm512_cvtepi32_epi8(v), _mm_set1_epi8(static_cast<char>(flip)));
+  _mm_mask_storeu_epi8(p, first(n), bytes);
+}
+inline void store_i8(int8_t* p, I32 v, uint8_t flip) { store_i8_n(p, v, flip, kLanes); }
+inline void store_mask_n(bool* p, Mask v, int n) { _mm_mask_storeu_epi8(p, first(n), _mm_maskz_set1_epi8(v, 1)); }
+inline void store_mask(bool* p, Mask v) { store_mask_n(p, v, kLanes); }
+
+inline F32 add(F32 a, F32 b) { return _mm512_add_ps(a, b); }
+inline F32 sub(F32 a, F32 b) { return _mm512_sub_ps(a, b); }
+inline F32 mul(F32 a, F32 b) { return _mm512_mul_ps(a, b); }
+inline F32 div(F32 a, F32 b) { return _mm512_div_ps(a, b); }
+inline F32 fma(F32 a, F32 b, F32 c) { return _mm512_fmadd_ps(a, b, c); }
+inline F32 min(F32 a, F32 b) { return _mm512_min_ps(a, b); }
+inline F32 max(F32 a, F32 b) { return _mm512_max_ps(a, b); }
+inline F32 round(F32 v) { return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline F32 abs(F32 v) { return _mm512_abs_ps(v); }
+inline Mask is_negative(F32 v) { return _mm512_movepi32_mask(_mm512_castps_si512(v)); }
+inline Mask is_finite(F32 v) {
+  return _mm512_cmp_ps_mask(abs(v), _mm512_castsi512_ps(_mm512_set1_epi32(kInfKey)), _CMP_LT_OQ);
+}
+inline Mask is_ordered(F32 v) { return _mm512_cmp_ps_mask(v, v, _CMP_ORD_Q); }
+inline F32 keep(Mask m, F32 v) { return _mm512_maskz_mov_ps(m, v); }
+inline F32 select(Mask m, F32 a, F32 b) { return _mm512_mask_blend_ps(m, b, a); }
+inline float reduce_min(F32 v) { return _mm512_reduce_min_ps(v); }
+inline float reduce_max(F32 v) { return _mm512_reduce_max_ps(v); }
+
+inline I32 add(I32 a, I32 b) { return _mm512_add_epi32(a, b); }
+inline I32 sub(I32 a, I32 b) { return _mm512_sub_epi32(a, b); }
+inline I32 mul(I32 a, I32 b) { return _mm512_mullo_epi32(a, b); }
+inline I32 half(I32 a) { return _mm512_srai_epi32(a, 1); }
+inline F32 to_f32(I32 v) { return _mm512_cvtepi32_ps(v); }
+inline I32 to_i32(F32 v) { return _mm512_cvtps_epi32(v); }
+inline F32 power_of_two(I32 n) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n, _mm512_set1_epi32(127)), 23));
+}
+
+inline I32 keys(F32 v) {  // a magnitude's bits are a signed int: above Inf there is only NaN
+  const __m512i u = _mm512_and_si512(_mm512_castps_si512(v), _mm512_set1_epi32(0x7FFFFFFF));
+  return _mm512_min_epi32(u, _mm512_set1_epi32(kNanKey));
+}
+inline Mask greater(I32 a, I32 b) { return _mm512_cmpgt_epi32_mask(a, b); }
+inline Mask equal(I32 a, I32 b) { return _mm512_cmpeq_epi32_mask(a, b); }
+inline int count(Mask m) { return __builtin_popcount(m); }
+
+}  // namespace
+}  // namespace octavo

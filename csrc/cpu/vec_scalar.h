@@ -1,0 +1,103 @@
+// One lane of float: the vocabulary of quantize.inl, prune.inl and epilogue.inl on any machine. vec_avx2.h and
+// vec_avx512.h say the same words for 8 and 16 lanes; a `_n` suffix touches only the first n of them.
+#pragma once
+
+#include "../numerics.h"
+
+namespace octavo {
+namespace {
+
+constexpr int kLanes = 1;
+using F32 = float;
+using I32 = int32_t;
+using Mask = bool;
+
+struct f16 {
+  uint16_t bits;
+};
+struct bf16 {
+  uint16_t bits;
+};
+
+inline F32 set1(float v) { return v; }
+inline I32 set1(int32_t v) { return v; }
+
+template <class T>
+inline T load_raw(const T* p) {  // p may be unaligned
+  T v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+inline F32 load(const float* p) { return load_raw(p); }
+inline F32 load(const f16* p) { return f16_to_float(load_raw(p).bits); }
+inline F32 load(const bf16* p) { return bf16_to_float(load_raw(p).bits); }
+inline F32 load(const double* p) { return static_cast<float>(load_raw(p)); }
+inline I32 load(const int32_t* p) { return load_raw(p); }
+inline I32 load(const int8_t* p) { return *p; }
+inline Mask load_mask(const bool* p) { return *p; }
+template <class T>
+inline auto load_n(const T* p, int) {
+  return load(p);
+}
+inline Mask load_mask_n(const bool* p, int) { return *p; }
+
+inline void store(float* p, F32 v) { memcpy(p, &v, sizeof v); }
+inline void store(f16* p, F32 v) {
+  const uint16_t h = float_to_f16(v);
+  memcpy(p, &h, sizeof h);
+}
+inline void store(bf16* p, F32 v) {
+  const uint16_t h = float_to_bf16(v);
+  memcpy(p, &h, sizeof h);
+}
+inline void store(double* p, F32 v) {
+  const double d = v;
+  memcpy(p, &d, sizeof d);
+}
+inline void store(int32_t* p, I32 v) { memcpy(p, &v, sizeof v); }
+inline void store_mask(bool* p, Mask v) { *p = v; }
+template <class T, class V>
+inline void store_n(T* p, V v, int) {
+  store(p, v);
+}
+inline void store_mask_n(bool* p, Mask v, int) { *p = v; }
+// Narrows lanes within [-128, 127].
+inline void store_i8(int8_t* p, I32 v, uint8_t flip) { *p = static_cast<int8_t>(static_cast<uint8_t>(v) ^ flip); }
+inline void store_i8_n(int8_t* p, I32 v, uint8_t flip, int) { store_i8(p, v, flip); }
+
+inline F32 add(F32 a, F32 b) { return a + b; }
+inline F32 sub(F32 a, F32 b) { return a - b; }
+inline F32 mul(F32 a, F32 b) { return a * b; }
+inline F32 div(F32 a, F32 b) { return a / b; }
+inline F32 fma(F32 a, F32 b, F32 c) { return __builtin_fmaf(a, b, c); }
+inline F32 min(F32 a, F32 b) { return a < b ? a : b; }  // b if either is NaN, as the x86 instruction
+inline F32 max(F32 a, F32 b) { return a > b ? a : b; }
+inline F32 round(F32 v) { return round_even(v); }
+inline F32 abs(F32 v) { return float_of(bits_of(v) & 0x7FFFFFFFu); }
+inline Mask is_negative(F32 v) { return bits_of(v) >> 31; }
+inline Mask is_finite(F32 v) { return (bits_of(v) & 0x7FFFFFFFu) < kInfKey; }
+inline Mask is_ordered(F32 v) { return v == v; }
+inline F32 keep(Mask m, F32 v) { return m ? v : 0.0f; }  // 0 elsewhere
+inline F32 select(Mask m, F32 a, F32 b) { return m ? a : b; }
+inline float reduce_min(F32 v) { return v; }
+inline float reduce_max(F32 v) { return v; }
+
+// Modulo 2^32, as the vector instructions; a value out of range becomes INT32_MIN.
+inline I32 add(I32 a, I32 b) { return static_cast<I32>(static_cast<uint32_t>(a) + static_cast<uint32_t>(b)); }
+inline I32 sub(I32 a, I32 b) { return static_cast<I32>(static_cast<uint32_t>(a) - static_cast<uint32_t>(b)); }
+inline I32 mul(I32 a, I32 b) { return static_cast<I32>(static_cast<uint32_t>(a) * static_cast<uint32_t>(b)); }
+inline I32 half(I32 a) { return a >> 1; }  // rounds down
+inline F32 to_f32(I32 v) { return static_cast<float>(v); }
+inline I32 to_i32(F32 v) {
+  const float r = round_even(v);
+  return r >= -2147483648.0f && r < 2147483648.0f ? static_cast<I32>(r) : INT32_MIN;
+}
+inline F32 power_of_two(I32 n) { return float_of(static_cast<uint32_t>(n + 127) << 23); }  // n in [-126, 127]
+
+inline I32 keys(F32 v) { return static_cast<I32>(magnitude_key(v)); }
+inline Mask greater(I32 a, I32 b) { return a > b; }
+inline Mask equal(I32 a, I32 b) { return a == b; }
+inline int count(Mask m) { return m; }
+
+}  // namespace
+}  // namespace octavo

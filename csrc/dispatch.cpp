@@ -1,0 +1,109 @@
+#include "dispatch.h"
+
+#include <atomic>
+
+#include "check.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+#if defined(__linux__) && defined(__x86_64__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace octavo {
+namespace {
+
+struct Machine {
+  bool avx2 = false, avx512vnni = false, amx = false;
+};
+
+#if defined(__x86_64__)
+
+bool bit(unsigned value, int index) { return (value >> index) & 1u; }
+
+// Linux gives the tile registers only to processes that ask: arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA).
+bool request_tiles() {
+#if defined(__linux__)
+  return syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+#else
+  return false;
+#endif
+}
+
+// CPUID says what the processor has, XGETBV which registers the operating system saves.
+Machine detect() {
+  Machine machine;
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (!__get_cpuid(1, &a, &b, &c, &d)) return machine;
+  const bool fma = bit(c, 12), osxsave = bit(c, 27), f16c = bit(c, 29);
+  if (!osxsave) return machine;
+  unsigned low = 0, high = 0;
+  asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  const bool ymm_saved = (low & 0x6u) == 0x6u, zmm_saved = (low & 0xE6u) == 0xE6u;
+  const bool tiles_saved = (low & 0x60000u) == 0x60000u;
+  unsigned b7 = 0, c7 = 0, d7 = 0;
+  if (!__get_cpuid_count(7, 0, &a, &b7, &c7, &d7)) return machine;
+  machine.avx2 = ymm_saved && fma && f16c && bit(b7, 5) && bit(b7, 8);  // AVX2, BMI2
+  const bool avx512 = bit(b7, 16) && bit(b7, 17) && bit(b7, 30) && bit(b7, 31);  // F, DQ, BW, VL
+  machine.avx512vnni = machine.avx2 && zmm_saved && avx512 && bit(c7, 11);
+  machine.amx = machine.avx512vnni && tiles_saved && bit(d7, 24) && bit(d7, 25) && request_tiles();
+  return machine;
+}
+
+#else
+
+Machine detect() { return {}; }
+
+#endif
+
+std::vector<Kernels> build_table() {
+  [[maybe_unused]] const Machine machine = detect();
+  return {
+      {"scalar", true, &kQuantizeScalar, &kPruneScalar, &kGemmScalar},
+#ifdef OCTAVO_HAVE_AVX2
+      {"avx2", machine.avx2, &kQuantizeAvx2, &kPruneAvx2, &kGemmAvx2},
+#endif
+#ifdef OCTAVO_HAVE_AVX512VNNI
+      {"avx512vnni", machine.avx512vnni, &kQuantizeAvx512Vnni, &kPruneAvx512Vnni, &kGemmAvx512Vnni},
+#endif
+#ifdef OCTAVO_HAVE_AMX
+      {"amx", machine.amx, &kQuantizeAvx512Vnni, &kPruneAvx512Vnni, &kGemmAmx},
+#endif
+  };
+}
+
+const Kernels* best_of(const std::vector<Kernels>& table) {
+  const Kernels* best = &table.front();
+  for (const Kernels& k : table) {
+    if (k.available) best = &k;
+  }
+  return best;
+}
+
+std::atomic<const Kernels*>& chosen() {
+  static std::atomic<const Kernels*> kernels{best_of(all_kernels())};
+  return kernels;
+}
+
+}  // namespace
+
+const std::vector<Kernels>& all_kernels() {
+  static const std::vector<Kernels> table = build_table();
+  return table;
+}
+
+const Kernels& kernels() { return *chosen().load(std::memory_order_acquire); }
+
+void set_isa(const std::string& name) {
+  if (name.empty()) return chosen().store(best_of(all_kernels()));
+  std::string available;
+  for (const Kernels& k : all_kernels()) {
+    if (k.available && name == k.isa) return chosen().store(&k);
+    if (k.available) available += (available.empty() ? "" : ", ") + std::string(k.isa);
+  }
+  check(false, "isa", "one of " + available, name);
+}
+
+}  // namespace octavo

@@ -1,0 +1,167 @@
+// The contract of octavo's kernels: raw pointers and counts in, nothing allocated, no Python, no framework.
+// What each kernel computes, to the bit, is written down in docs/numerics.md.
+#pragma once
+
+#include <cstdint>
+
+namespace octavo {
+
+// The codes are shared with python/octavo/arrays.py.
+enum class DType : int { f32 = 0, f16 = 1, bf16 = 2, f64 = 3, i32 = 4 };
+enum class Activation : int { none = 0, relu = 1, gelu = 2, gelu_tanh = 3, silu = 4 };
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Kernels: one table per instruction set. All arrays are contiguous; pointers need no alignment.
+// ---------------------------------------------------------------------------------------------------------------------
+
+// The finite elements' smallest and largest value, both starting at 0.
+struct Range {
+  float lo, hi;
+};
+
+struct QuantizeKernels {
+  // Widens r by the finite elements of x[0, n); x reads as 0 where mask (if any) is false.
+  void (*range)(const void* x, DType dtype, const bool* mask, int64_t n, Range* r);
+  // q = clamp(rint(x * inv) + zero_point, q_min, 127) xor flip; NaN counts as 0. flip = 0x80 stores q + 128 as uint8.
+  void (*quantize)(const void* x, DType dtype, const bool* mask, int64_t n, float inv, float zero_point, float q_min,
+                   uint8_t flip, int8_t* q);
+  // out = float(q - zero_point) * scale, rounded once to dtype.
+  void (*dequantize)(const int8_t* q, int64_t n, int32_t zero_point, float scale, void* out, DType dtype);
+};
+
+struct PruneKernels {
+  // mask[i] = key(w[i]) > key, or >= key if keep_equal. key(): the bits of |w| as float32, see numerics.h.
+  void (*mask)(const void* w, DType dtype, int64_t n, uint32_t key, bool keep_equal, bool* mask);
+  int64_t (*count_equal)(const void* w, DType dtype, int64_t n, uint32_t key);
+};
+
+// What happens to the int32 accumulators of a product. Rows count from the block's first row.
+//   acc[m, n] -= row_offset[m] * colsum[n]             (int32, modulo 2^32: the true value always fits)
+//   y = activation((float(acc) * col_scale[n]) * row_scale[m] + bias[n]), rounded once to out_dtype
+// out_dtype i32 stores acc and reads no scale.
+struct Epilogue {
+  const int32_t* colsum;      // padded to whole panels
+  const int32_t* row_offset;
+  const float* row_scale;
+  const float* col_scale;
+  const float* bias;          // or nullptr
+  Activation activation;
+  void* out;
+  DType out_dtype;
+  int64_t out_row_stride;     // elements
+};
+
+// rows [0, m) of A times panels [panel_begin, panel_end) of a packed weight (layouts.h).
+struct GemmBlock {
+  const uint8_t* a;           // a[row * lda + k]; readable up to a multiple of 16 rows and of kPanelK columns
+  int64_t lda;
+  int64_t m, n, k;            // the true sizes: n columns and k terms of the whole weight
+  const int8_t* panels;
+  int64_t panel_begin, panel_end;
+  Epilogue epilogue;
+};
+
+struct GemmKernels {
+  int tile_m;                 // the row tile: blocks that are a multiple of it waste nothing
+  void (*gemm)(const GemmBlock& block);
+  // Runs `iterations` of the register-only inner product; returns the multiply-adds done. For bench/common.py.
+  int64_t (*peak)(int64_t iterations);
+};
+
+extern const QuantizeKernels kQuantizeScalar, kQuantizeAvx2, kQuantizeAvx512Vnni;
+extern const PruneKernels kPruneScalar, kPruneAvx2, kPruneAvx512Vnni;
+extern const GemmKernels kGemmScalar, kGemmAvx2, kGemmAvx512Vnni, kGemmAmx;
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Drivers: take strides, choose the kernels (dispatch.h), split the work over threads. Strides count elements.
+// ---------------------------------------------------------------------------------------------------------------------
+
+// A 2-D view of float elements, any strides.
+struct FloatRows {
+  const void* data;
+  DType dtype;
+  int64_t rows, cols;
+  int64_t row_stride, col_stride;
+};
+
+// Quantizes x [rows, groups * group_size] with one scale per (row, group), or one for all if per_tensor.
+struct QuantizeArgs {
+  FloatRows x;
+  int64_t groups, group_size;
+  const bool* mask;           // contiguous, like x, or nullptr: x reads as 0 where it is false
+  int8_t* data;
+  int64_t data_row_stride;
+  float* scale;               // read if given, else written
+  int32_t* zero_point;        // nullptr: symmetric
+  bool per_tensor, given, stochastic;
+  uint64_t seed;
+};
+void quantize(const QuantizeArgs& args, int threads);
+
+struct DequantizeArgs {
+  const int8_t* data;
+  int64_t rows, groups, group_size;
+  int64_t row_stride, col_stride;
+  const float* scale;
+  const int32_t* zero_point;  // or nullptr
+  bool per_tensor;
+  void* out;
+  DType out_dtype;
+  int64_t out_row_stride;
+};
+void dequantize(const DequantizeArgs& args, int threads);
+
+struct NonFinite {
+  int64_t count, first;       // first: the row-major index, -1 if there is none
+};
+NonFinite count_nonfinite(const FloatRows& x, int threads);
+
+// A contiguous tensor of a list that is treated as one (global pruning).
+struct Segment {
+  const void* w;
+  DType dtype;
+  int64_t n;
+  bool* mask;                 // where masks are written
+};
+struct Selection {
+  uint32_t key;               // of the k-th smallest magnitude
+  int64_t ties;               // how many elements equal to it belong to the k, lowest index first
+};
+Selection magnitude_select(const Segment* segments, int64_t count, int64_t k, int threads);
+float max_magnitude(const Segment* segments, int64_t count, int threads);  // over the finite elements; 0 if none
+void prune_mask(const Segment* segments, int64_t count, Selection selection, int threads);
+void prune_mask_nm(const void* w, DType dtype, int64_t groups, int n, int m, bool* mask, int threads);
+void unit_scores(const void* w, DType dtype, int64_t rows, int64_t cols, int64_t unit_rows, int64_t unit_cols,
+                 double* scores, int threads);
+void apply_mask(const void* w, int itemsize, const bool* mask, int64_t n, void* out, int threads);
+
+// Packs w[n, k] = w[n * n_stride + k * k_stride] into packed_bytes(n, k) bytes.
+void pack_weight(const int8_t* w, int64_t n, int64_t k, int64_t n_stride, int64_t k_stride, void* buffer, int threads);
+void unpack_weight(const void* buffer, int8_t* w, int threads);  // contiguous [n, k]
+
+// out[m, n] from A [m, k] and a packed weight. A is float x, quantized per row on the fly, or int8 / uint8 a.
+struct LinearArgs {
+  FloatRows x;                // x.data == nullptr: a is used
+  const void* a;
+  bool a_signed;
+  int64_t a_row_stride, a_col_stride;
+  const float* a_scale;
+  const int32_t* a_zero_point;
+  int64_t m;
+  const void* packed;
+  const float* w_scale;
+  const void* bias;
+  DType bias_dtype;
+  Activation activation;
+  void* out;
+  DType out_dtype;
+  int64_t out_row_stride;
+};
+void linear(const LinearArgs& args, int threads);
+
+// The machine's limits, for the benchmarks.
+double probe_peak(double milliseconds, int threads);  // 1e9 operations per second, two per multiply-add
+uint64_t probe_read(const void* buffer, int64_t bytes, int threads);
+void probe_copy(const void* source, void* target, int64_t bytes, int threads);
+
+}  // namespace octavo

@@ -1,0 +1,107 @@
+"""Native CPU kernels. Pointers are integers, strides count elements, counts are int64.
+
+Callers (`octavo.ops`) have validated everything; these functions release the GIL, split the work over `threads`
+threads and only check what would otherwise be undefined behaviour. Dtype codes: 0 float32, 1 float16, 2 bfloat16,
+3 float64, 4 int32. Activation codes: 0 none, 1 relu, 2 gelu, 3 gelu_tanh, 4 silu. A pointer of 0 means "absent".
+"""
+
+PACKED_VERSION: int
+
+def isas_built() -> list[str]: ...
+def isas_available() -> list[str]: ...
+def get_isa() -> str: ...
+def set_isa(name: str) -> None: ...
+def default_threads() -> int: ...
+def threads_info() -> dict[str, str]: ...
+def compiler() -> str: ...
+def address(array: object) -> int: ...
+def quantize(
+    x: int,
+    x_dtype: int,
+    rows: int,
+    groups: int,
+    group_size: int,
+    row_stride: int,
+    col_stride: int,
+    mask: int,
+    data: int,
+    data_row_stride: int,
+    scale: int,
+    zero_point: int,
+    per_tensor: bool,
+    given: bool,
+    stochastic: bool,
+    seed: int,
+    threads: int,
+) -> None: ...
+def dequantize(
+    data: int,
+    rows: int,
+    groups: int,
+    group_size: int,
+    row_stride: int,
+    col_stride: int,
+    scale: int,
+    zero_point: int,
+    per_tensor: bool,
+    out: int,
+    out_dtype: int,
+    out_row_stride: int,
+    threads: int,
+) -> None: ...
+def count_nonfinite(
+    x: int, x_dtype: int, rows: int, cols: int, row_stride: int, col_stride: int, threads: int
+) -> tuple[int, int]: ...
+def magnitude_select(segments: list[tuple[int, int, int]], k: int, threads: int) -> tuple[int, int]: ...
+def max_magnitude(segments: list[tuple[int, int, int]], threads: int) -> float: ...
+def prune_mask(segments: list[tuple[int, int, int, int]], key: int, ties: int, threads: int) -> None: ...
+def prune_mask_nm(w: int, dtype: int, groups: int, n: int, m: int, mask: int, threads: int) -> None: ...
+def unit_scores(
+    w: int, dtype: int, rows: int, cols: int, unit_rows: int, unit_cols: int, scores: int, threads: int
+) -> None: ...
+def apply_mask(w: int, itemsize: int, mask: int, n: int, out: int, threads: int) -> None: ...
+def packed_nbytes(n: int, k: int) -> int: ...
+def pack_weight(w: int, n: int, k: int, n_stride: int, k_stride: int, buffer: int, threads: int) -> None: ...
+def unpack_weight(buffer: int, nbytes: int, w: int, threads: int) -> None: ...
+def packed_shape(buffer: int, nbytes: int) -> tuple[int, int]: ...
+def int8_linear(
+    x: int,
+    x_dtype: int,
+    m: int,
+    k: int,
+    row_stride: int,
+    col_stride: int,
+    buffer: int,
+    nbytes: int,
+    w_scale: int,
+    bias: int,
+    bias_dtype: int,
+    activation: int,
+    out: int,
+    out_dtype: int,
+    out_row_stride: int,
+    threads: int,
+) -> None: ...
+def scaled_int_mm(
+    a: int,
+    a_signed: bool,
+    m: int,
+    k: int,
+    row_stride: int,
+    col_stride: int,
+    a_scale: int,
+    a_zero_point: int,
+    buffer: int,
+    nbytes: int,
+    w_scale: int,
+    bias: int,
+    bias_dtype: int,
+    activation: int,
+    out: int,
+    out_dtype: int,
+    out_row_stride: int,
+    threads: int,
+) -> None: ...
+def probe_peak(milliseconds: float, threads: int) -> float: ...
+def probe_read(buffer: int, nbytes: int, threads: int) -> int: ...
+def probe_copy(source: int, target: int, nbytes: int, threads: int) -> None: ...
