@@ -212,7 +212,8 @@ def prune_masks(
             limit = _amax(torch.where(torch.isfinite(scores), scores, 0.0).reshape(1, -1)).reshape(1)
             limit = torch.full_like(limit, ratio) * limit
         keep = (scores > limit) | torch.isnan(scores)
-    parts = torch.split(keep, [u.numel() for u in units])
+    # copies: an operator must not return views of one another
+    parts = [part.clone() for part in torch.split(keep, [u.numel() for u in units])]
     if pattern == "unstructured":
         return [part.reshape(w.shape) for part, w in zip(parts, ws, strict=True)]
     return [_expand(part, w, *_unit_shape(w, pattern)) for part, w in zip(parts, ws, strict=True)]

@@ -1,0 +1,242 @@
+"""Linear layers that hold and multiply int8, and the calls that put them into a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+from . import ops, torch_ops
+from .arrays import needs_dispatcher
+from .linear import ACTIVATIONS
+
+Filter = Callable[[nn.Module, str], bool]
+
+
+@dataclass(frozen=True)
+class Int8Dynamic:
+    """int8 weights with one scale per output row; activations quantized per row, in every call."""
+
+
+_DEFAULT = Int8Dynamic()
+
+
+class Int8Linear(nn.Module):
+    """y = activation(x @ weight.T + bias) with an int8 weight; x is quantized per row on the fly.
+
+    The state dict holds the logical values: `weight` int8 [N, K], `weight_scale` float32 [N, 1] and `bias`.
+    In memory there is one copy of the weight, packed for the kernels on the CPU and plain on other devices;
+    `weight` unpacks it. `.to(dtype)` casts the bias only: every float dtype is taken, and returned.
+    """
+
+    weight_scale: Tensor
+    _stored: Tensor
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        activation: str | None = None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation: expected one of {tuple(ACTIVATIONS)}, got {activation!r}")
+        self.in_features = in_features
+        self.out_features = out_features
+        self.activation = activation
+        weight = torch.zeros(out_features, in_features, dtype=torch.int8, device=device)
+        self.register_buffer("_stored", _stored_form(weight), persistent=False)
+        self.register_buffer("weight_scale", torch.ones(out_features, 1, dtype=torch.float32, device=device))
+        if bias:
+            zeros = torch.zeros(out_features, device=device, dtype=dtype)
+            self.bias = nn.Parameter(zeros, requires_grad=False)
+        else:
+            self.register_parameter("bias", None)
+
+    @classmethod
+    def from_float(
+        cls, linear: nn.Linear, config: Int8Dynamic = _DEFAULT, *, activation: str | None = None
+    ) -> Int8Linear:
+        """The int8 form of a linear layer. ValueError for a weight with NaN or Inf."""
+        _check_config(config)
+        if not isinstance(linear, nn.Linear):
+            raise TypeError(f"linear: expected a torch.nn.Linear, got {type(linear).__name__}")
+        with torch.no_grad():
+            data, scale, _ = ops.quantize(linear.weight.detach(), nonfinite="raise")
+            new = cls(linear.in_features, linear.out_features, False, activation=activation, device="meta")
+            new._stored = _stored_form(data)
+            new.weight_scale = scale.unsqueeze(-1)
+            if linear.bias is not None:
+                new.bias = nn.Parameter(linear.bias.detach().clone(), requires_grad=False)
+        return new.train(linear.training)
+
+    @property
+    def weight(self) -> Tensor:
+        """int8 [N, K], a new tensor where the weight is stored packed."""
+        stored = self._stored
+        if stored.dim() == 2:
+            return stored
+        weight: Tensor = torch_ops.unpack_weight(stored, self.out_features, self.in_features)
+        return weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        # the dictionaries of nn.Module, read directly: its __getattr__ costs more than a small kernel
+        buffers, bias = self._buffers, self._parameters["bias"]
+        weight, scale = buffers["_stored"], buffers["weight_scale"]
+        if needs_dispatcher(x, weight, bias):
+            y: Tensor = torch_ops.int8_linear_op(x, weight, scale, bias, activation=self.activation)
+        else:
+            y = ops._int8_linear(x, weight, scale, bias, self.activation)
+        return y
+
+    def extra_repr(self) -> str:
+        text = (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        )
+        return text if self.activation is None else f"{text}, activation={self.activation!r}"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Int8Linear:
+        scale = self.weight_scale
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.weight_scale.dtype != torch.float32:  # scales are float32 whatever the model's dtype
+            self.weight_scale = scale.to(self.weight_scale.device)
+        if (self._stored.dim() == 1) != (self._stored.device.type == "cpu"):
+            self._stored = _stored_form(self.weight)
+        return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        destination[prefix + "weight"] = self.weight
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        key = prefix + "weight"
+        rest = {name: value for name, value in state_dict.items() if name != key}
+        super()._load_from_state_dict(
+            rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        self.weight_scale = self.weight_scale.to(torch.float32)  # assign=True takes what the checkpoint has
+        if key not in state_dict:
+            if strict:
+                missing_keys.append(key)
+            return
+        weight, shape = state_dict[key], (self.out_features, self.in_features)
+        if weight.dtype != torch.int8 or tuple(weight.shape) != shape:
+            error_msgs.append(f"{key}: expected int8 {shape}, got {weight.dtype} {tuple(weight.shape)}")
+            return
+        assign = local_metadata.get("assign_to_params_buffers", False)
+        device = weight.device if assign else self._stored.device
+        self._stored = _stored_form(weight.detach().to(device, copy=True))
+
+
+def _stored_form(weight: Tensor) -> Tensor:
+    return torch_ops.pack_weight(weight) if weight.device.type == "cpu" else weight
+
+
+def quantize_(
+    model: nn.Module, config: Int8Dynamic = _DEFAULT, *, filter_fn: Filter | None = None
+) -> nn.Module:
+    """Replaces the linear layers of `model` by int8 ones, in place, and returns the model.
+
+    filter_fn(module, fqn) chooses among the torch.nn.Linear modules (default: all). A module used in several
+    places stays one module; filter_fn sees it under its first name. A model that is a Linear itself comes
+    back as a new module. Layers whose class overrides Linear.forward, and the out_proj that
+    torch.nn.MultiheadAttention reads without calling it, stay float. ValueError if there is nothing to
+    replace, or for a weight with NaN or Inf; the model is unchanged then.
+    """
+    _check_config(config)
+    new: dict[int, nn.Module] = {}
+    for fqn, module in model.named_modules():
+        if _is_plain_linear(module) and (filter_fn is None or filter_fn(module, fqn)):
+            assert isinstance(module, nn.Linear)
+            try:
+                new[id(module)] = Int8Linear.from_float(module, config)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"model: layer {fqn!r}: {error}") from error
+    if not new:
+        raise ValueError("model: expected at least one torch.nn.Linear that filter_fn accepts, got none")
+    for module in list(model.modules()):
+        for name, child in module._modules.items():
+            if child is not None and id(child) in new:
+                module._modules[name] = new[id(child)]
+        _leave_fused_path(module)
+    return new.get(id(model), model)
+
+
+def _check_config(config: object) -> None:
+    if not isinstance(config, Int8Dynamic):
+        raise TypeError(f"config: expected an octavo.Int8Dynamic, got {config!r}")
+
+
+def _is_plain_linear(module: nn.Module) -> bool:
+    return (
+        isinstance(module, nn.Linear)
+        and not isinstance(module, NonDynamicallyQuantizableLinear)
+        and type(module).forward is nn.Linear.forward
+    )
+
+
+def _leave_fused_path(module: nn.Module) -> None:
+    # in eval mode these two hand the weights of their linears to a fused float kernel and call no linear
+    if isinstance(module, nn.TransformerEncoderLayer):
+        if isinstance(module.linear1, Int8Linear) or isinstance(module.linear2, Int8Linear):
+            module.activation_relu_or_gelu = 0
+    elif isinstance(module, nn.TransformerEncoder):
+        module.use_nested_tensor = False
+
+
+def prune_model_(
+    model: nn.Module,
+    *,
+    sparsity: float | None = None,
+    threshold: float | None = None,
+    ratio: float | None = None,
+    pattern: str = "unstructured",
+    scope: str = "global",
+    filter_fn: Filter | None = None,
+) -> nn.Module:
+    """Sets weights of `model` to zero, in place, and returns the model.
+
+    The arguments are those of octavo.prune. scope="global" selects over all weights together, "layer" in each
+    alone. filter_fn(module, fqn) chooses among the modules with a float parameter `weight` (default:
+    torch.nn.Linear); a weight that several modules share is pruned once. ValueError if there is none.
+    """
+    if scope not in ("global", "layer"):
+        raise ValueError(f"scope: expected 'global' or 'layer', got {scope!r}")
+    weights = list(_weights(model, filter_fn))
+    if not weights:
+        raise ValueError(
+            "model: expected at least one module with a float weight that filter_fn accepts, got none"
+        )
+    with torch.no_grad():
+        for group in [weights] if scope == "global" else [[weight] for weight in weights]:
+            ops.prune_(group, sparsity=sparsity, threshold=threshold, ratio=ratio, pattern=pattern)
+    return model
+
+
+def _weights(model: nn.Module, filter_fn: Filter | None) -> Iterator[Tensor]:
+    seen: set[int] = set()
+    for fqn, module in model.named_modules():
+        weight = module._parameters.get("weight")
+        if weight is None or not weight.is_floating_point() or id(weight) in seen:
+            continue
+        if isinstance(module, nn.Linear) if filter_fn is None else filter_fn(module, fqn):
+            seen.add(id(weight))
+            yield weight

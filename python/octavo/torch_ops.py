@@ -1,0 +1,527 @@
+"""torch.ops.octavo.*: schemas, kernels, fakes and gradients; octavo's functions for what torch must see.
+
+The kernels are those of `octavo.ops`: native or reference on the CPU, the torch reference on CUDA. The public
+functions serve traced calls, other devices, tensor subclasses and gradients; `octavo.ops` sends them here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import ops
+from .arrays import FLOATS, as_dtype_name, check_out, dtype_name, kind_of
+from .packed import PackedWeight, packed_nbytes
+from .pruning import _check_units, _number, _selection
+from .quantization import Quantized, _grouping, _seed
+
+_library = torch.library.Library("octavo", "DEF")  # type: ignore[no-untyped-call]
+
+
+def _define(
+    schema: str,
+    fake: Callable[..., Any],
+    kernel: Callable[..., Any],
+    setup: Callable[..., Any] | None = None,
+    backward: Callable[..., Any] | None = None,
+) -> Any:
+    """Registers `kernel` on the CPU and on CUDA, `fake` as what tracing sees of it, and the gradient."""
+    name = schema.partition("(")[0]
+    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))  # type: ignore[no-untyped-call]
+    for key in ("CPU", "CUDA"):
+        _library.impl(name, kernel, key)  # type: ignore[no-untyped-call]
+    torch.library.register_fake(f"octavo::{name}", fake, lib=_library)
+    if backward is not None:
+        torch.library.register_autograd(f"octavo::{name}", backward, setup_context=setup, lib=_library)
+    return getattr(torch.ops.octavo, name).default
+
+
+def _no_gradient(ctx: Any, inputs: tuple[Any, ...], output: Any, keyword_only_inputs: Any = None) -> None:
+    ctx.mark_non_differentiable(*(output if isinstance(output, tuple) else (output,)))
+    ctx.arguments = len(inputs)
+
+
+def _none(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
+    count: int = ctx.arguments
+    return (None,) * count
+
+
+# ---- quantize ----
+
+
+def _quantize(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    data, scale, zero_point = ops._quantize(x, *arguments)
+    return data, scale, x.new_empty(0, dtype=torch.int32) if zero_point is None else zero_point
+
+
+def _quantize_fake(
+    x: Tensor, granularity: str = "row", group_size: int | None = None, symmetric: bool = True, *_: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    shape = _grouping(x, granularity, group_size)[0]
+    return (
+        x.new_empty(x.shape, dtype=torch.int8),
+        x.new_empty(shape, dtype=torch.float32),
+        x.new_empty((0,) if symmetric else shape, dtype=torch.int32),
+    )
+
+
+quantize_op = _define(
+    'quantize(Tensor x, str granularity="row", int? group_size=None, bool symmetric=True, '
+    'Tensor? scale=None, Tensor? zero_point=None, str rounding="nearest", SymInt? seed=None, '
+    'str nonfinite="clamp") -> (Tensor, Tensor, Tensor)',
+    _quantize_fake,
+    _quantize,
+    _no_gradient,
+    _none,
+)
+
+
+def quantize(
+    x: Tensor,
+    *,
+    granularity: str = "row",
+    group_size: int | None = None,
+    symmetric: bool = True,
+    scale: Tensor | float | None = None,
+    zero_point: Tensor | int | None = None,
+    rounding: str = "nearest",
+    seed: int | None = None,
+    nonfinite: str = "clamp",
+    out: tuple[Tensor, ...] | None = None,
+) -> Quantized:
+    if isinstance(scale, float | int):
+        scale = torch.full((), scale, dtype=torch.float32, device=x.device)
+    if isinstance(zero_point, int):
+        zero_point = torch.full((), zero_point, dtype=torch.int32, device=x.device)
+    _check_kinds(x=x, scale=scale, zero_point=zero_point)
+    seed = _seed(seed) if rounding == "stochastic" else None
+    data, found, offset = quantize_op(
+        x, granularity, group_size, symmetric, scale, zero_point, rounding, seed, nonfinite
+    )
+    result = Quantized(data, found, None if symmetric else offset)
+    return result if out is None else _fill_quantized(out, result, x=x, scale=scale, zero_point=zero_point)
+
+
+def _dequantize_fake(
+    data: Tensor, scale: Tensor, zero_point: Tensor | None = None, *, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    return data.new_empty(data.shape, dtype=dtype)
+
+
+def _dequantize(
+    data: Tensor, scale: Tensor, zero_point: Tensor | None = None, *, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    result: Tensor = ops._dequantize(data, scale, zero_point, dtype)
+    return result
+
+
+def _dequantize_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """The gradient of the scale, which is exact; integers have none."""
+    data, scale, zero_point = ctx.saved_tensors
+    ones = torch.ones_like(scale)
+    steps = grad.to(torch.float32) * dequantize_op(data, ones, zero_point)
+    if scale.dim() and scale.shape != data.shape[:-1]:
+        steps = steps.reshape(*scale.shape, -1)
+    return None, steps.sum(-1) if scale.dim() else steps.sum(), None
+
+
+dequantize_op = _define(
+    "dequantize(Tensor data, Tensor scale, Tensor? zero_point=None, *, ScalarType dtype=float) -> Tensor",
+    _dequantize_fake,
+    _dequantize,
+    lambda ctx, inputs, keyword_only_inputs, output: ctx.save_for_backward(*inputs),
+    _dequantize_backward,
+)
+
+
+def _fake_quantize(
+    x: Tensor, granularity: str = "row", group_size: int | None = None, symmetric: bool = True
+) -> Tensor:
+    result: Tensor = ops._dequantize(*ops._quantize(x, granularity, group_size, symmetric), x.dtype)
+    return result
+
+
+def _fake_quantize_fake(x: Tensor, *arguments: Any) -> Tensor:
+    _quantize_fake(x, *arguments)
+    return x.new_empty(x.shape)
+
+
+fake_quantize = _define(
+    'fake_quantize(Tensor x, str granularity="row", int? group_size=None, bool symmetric=True) -> Tensor',
+    _fake_quantize_fake,
+    _fake_quantize,
+    lambda ctx, inputs, output: None,
+    lambda ctx, grad: (grad, None, None, None),  # straight through
+)
+
+
+def dequantize(
+    data: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None = None,
+    *,
+    dtype: Any = "float32",
+    out: Tensor | None = None,
+) -> Tensor:
+    _check_kinds(data=data, scale=scale, zero_point=zero_point)
+    result: Tensor = dequantize_op(data, scale, zero_point, dtype=_dtype(dtype, "dtype", FLOATS))
+    return result if out is None else _fill(out, "out", result, data=data, scale=scale, zero_point=zero_point)
+
+
+# ---- integer products ----
+
+
+def _int_mm_fake(a: Tensor, b: Tensor) -> Tensor:
+    if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[0]:
+        raise ValueError(
+            f"a, b: expected shapes [M, K] and [K, N], got {tuple(a.shape)} and {tuple(b.shape)}"
+        )
+    return a.new_empty((a.shape[0], b.shape[1]), dtype=torch.int32)
+
+
+int_mm_op = _define("int_mm(Tensor a, Tensor b) -> Tensor", _int_mm_fake, lambda a, b: ops._int_mm(a, b))
+
+
+def int_mm(a: Tensor, b: Tensor | PackedWeight, *, out: Tensor | None = None) -> Tensor:
+    if isinstance(b, PackedWeight):
+        if a.dim() != 2:
+            raise ValueError(f"a: expected two dimensions [M, K], got shape {tuple(a.shape)}")
+        return scaled_int_mm(a, 1.0, b, out_dtype=torch.int32, out=out)
+    _check_kinds(a=a, b=b)
+    result: Tensor = int_mm_op(a, b)
+    return result if out is None else _fill(out, "out", result, a=a, b=b)
+
+
+def _pack_weight_fake(weight: Tensor) -> Tensor:
+    return weight.new_empty((packed_nbytes(weight.shape[0], weight.shape[1]),), dtype=torch.uint8)
+
+
+pack_weight = _define(
+    "pack_weight(Tensor weight) -> Tensor", _pack_weight_fake, lambda weight: ops._pack_weight_buffer(weight)
+)
+
+unpack_weight = _define(
+    "unpack_weight(Tensor packed, SymInt n, SymInt k) -> Tensor",
+    lambda packed, n, k: packed.new_empty((n, k), dtype=torch.int8),
+    lambda packed, n, k: ops._unpack_weight_buffer(packed, n, k),
+)
+
+
+def _linear_fake(x: Tensor, weight: Tensor, n: int, activation: str | None, out_dtype: torch.dtype) -> Tensor:
+    if not x.dim() or (weight.dim() == 2 and x.shape[-1] != weight.shape[1]):
+        raise ValueError(
+            f"expected [..., K] times a weight [N, K], got {tuple(x.shape)} and {tuple(weight.shape)}"
+        )
+    return x.new_empty((*x.shape[:-1], n), dtype=out_dtype)
+
+
+def _int8_linear_fake(
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    if out_dtype is None:
+        out_dtype = torch.float32 if x.dtype == torch.float64 else x.dtype
+    return _linear_fake(x, weight, weight_scale.numel(), activation, out_dtype)
+
+
+def _int8_linear(
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    result: Tensor = ops._int8_linear(x, weight, weight_scale, bias, activation, out_dtype)
+    return result
+
+
+def _int8_linear_setup(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: Any, output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+    ctx.activation = keyword_only_inputs["activation"]
+
+
+def _int8_linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """Straight through the rounding of x: that of activation(x @ (weight * weight_scale).T + bias)."""
+    x, weight, weight_scale, bias = ctx.saved_tensors
+    n, k = weight_scale.numel(), x.shape[-1]
+    grad = grad.to(torch.float32)
+    if ctx.activation is not None:
+        y = int8_linear_op(x, weight, weight_scale, bias, out_dtype=torch.float32)
+        grad = _ACTIVATION_BACKWARD[ctx.activation](grad, y)
+    grad_x = grad_scale = grad_bias = None
+    if ctx.needs_input_grad[0] or ctx.needs_input_grad[2]:
+        w = (unpack_weight(weight, n, k) if weight.dim() == 1 else weight).to(torch.float32)
+    if ctx.needs_input_grad[0]:
+        grad_x = (grad @ (w * weight_scale.reshape(n, 1))).to(x.dtype)
+    if ctx.needs_input_grad[2]:
+        products = grad * (x.to(torch.float32) @ w.t())
+        grad_scale = products.reshape(-1, n).sum(0).reshape(weight_scale.shape)
+    if bias is not None and ctx.needs_input_grad[3]:
+        grad_bias = grad.reshape(-1, n).sum(0).to(bias.dtype)
+    return grad_x, None, grad_scale, grad_bias
+
+
+_ACTIVATION_BACKWARD: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "relu": lambda grad, y: torch.ops.aten.threshold_backward(grad, y, 0),
+    "gelu": lambda grad, y: torch.ops.aten.gelu_backward(grad, y),
+    "gelu_tanh": lambda grad, y: torch.ops.aten.gelu_backward(grad, y, approximate="tanh"),
+    "silu": lambda grad, y: torch.ops.aten.silu_backward(grad, y),
+}
+
+int8_linear_op = _define(
+    "int8_linear(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias=None, *, str? activation=None, "
+    "ScalarType? out_dtype=None) -> Tensor",
+    _int8_linear_fake,
+    _int8_linear,
+    _int8_linear_setup,
+    _int8_linear_backward,
+)
+
+
+def int8_linear(
+    x: Tensor,
+    weight: PackedWeight,
+    bias: Tensor | None = None,
+    *,
+    activation: str | None = None,
+    out_dtype: Any = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    if weight.scale is None:
+        raise ValueError("weight: expected a weight with a scale, got one without")
+    _check_kinds(x=x, weight=weight.buffer, bias=bias)
+    dtype = None if out_dtype is None else _dtype(out_dtype, "out_dtype", _OUT_DTYPES)
+    result: Tensor = int8_linear_op(
+        x, weight.buffer, weight.scale, bias, activation=activation, out_dtype=dtype
+    )
+    return result if out is None else _fill(out, "out", result, x=x, weight=weight.buffer, bias=bias)
+
+
+def _scaled_int_mm_fake(
+    a: Tensor,
+    a_scale: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+    a_zero_point: Tensor | None = None,
+    *,
+    activation: str | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    return _linear_fake(a, weight, weight_scale.numel(), activation, out_dtype or torch.float32)
+
+
+def _scaled_int_mm(
+    a: Tensor,
+    a_scale: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+    a_zero_point: Tensor | None = None,
+    *,
+    activation: str | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    dtype = out_dtype or torch.float32
+    result: Tensor = ops._scaled_int_mm(
+        a, a_scale, weight, weight_scale, bias, a_zero_point, activation, dtype
+    )
+    return result
+
+
+scaled_int_mm_op = _define(
+    "scaled_int_mm(Tensor a, Tensor a_scale, Tensor weight, Tensor weight_scale, Tensor? bias=None, "
+    "Tensor? a_zero_point=None, *, str? activation=None, ScalarType? out_dtype=None) -> Tensor",
+    _scaled_int_mm_fake,
+    _scaled_int_mm,
+    _no_gradient,
+    _none,
+)
+
+
+def scaled_int_mm(
+    a: Tensor,
+    a_scale: Tensor | float,
+    weight: PackedWeight,
+    bias: Tensor | None = None,
+    *,
+    a_zero_point: Tensor | int | None = None,
+    activation: str | None = None,
+    out_dtype: Any = "float32",
+    out: Tensor | None = None,
+) -> Tensor:
+    dtype = _dtype(out_dtype, "out_dtype", _OUT_DTYPES)
+    scale = weight.scale
+    if scale is None:
+        if dtype != torch.int32:
+            raise ValueError("weight: expected a weight with a scale, got one without")
+        scale = torch.ones(weight.shape[0], dtype=torch.float32, device=a.device)
+    if isinstance(a_scale, float | int):
+        a_scale = torch.full((), a_scale, dtype=torch.float32, device=a.device)
+    if isinstance(a_zero_point, int):
+        a_zero_point = torch.full((), a_zero_point, dtype=torch.int32, device=a.device)
+    _check_kinds(a=a, a_scale=a_scale, weight=weight.buffer, bias=bias, a_zero_point=a_zero_point)
+    result: Tensor = scaled_int_mm_op(
+        a,
+        a_scale,
+        weight.buffer,
+        scale,
+        bias,
+        a_zero_point=a_zero_point,
+        activation=activation,
+        out_dtype=dtype,
+    )
+    return result if out is None else _fill(out, "out", result, a=a, weight=weight.buffer, bias=bias)
+
+
+# ---- pruning ----
+
+_SELECTION = (
+    "float? threshold=None, float? ratio=None, float? sparsity=None, "
+    'str pattern="unstructured", str nonfinite="keep"'
+)
+
+
+def _prune_mask_fake(w: Tensor, **selection: Any) -> Tensor:
+    _check_selection([w], **selection)
+    return w.new_empty(w.shape, dtype=torch.bool)
+
+
+def _prune_masks_fake(ws: Sequence[Tensor], **selection: Any) -> list[Tensor]:
+    _check_selection(ws, **selection)
+    return [w.new_empty(w.shape, dtype=torch.bool) for w in ws]
+
+
+def _check_selection(
+    ws: Sequence[Tensor],
+    threshold: float | None = None,
+    ratio: float | None = None,
+    sparsity: float | None = None,
+    pattern: str = "unstructured",
+    nonfinite: str = "keep",
+) -> None:
+    chosen = _selection(threshold, ratio, sparsity, pattern, nonfinite)
+    for w in ws:
+        _check_units(w, "w", chosen)
+
+
+prune_mask_op = _define(
+    f"prune_mask(Tensor w, *, {_SELECTION}) -> Tensor",
+    _prune_mask_fake,
+    lambda w, **selection: ops._prune_mask(w, **selection),
+)
+
+prune_masks_op = _define(
+    f"prune_masks(Tensor[] ws, *, {_SELECTION}) -> Tensor[]",
+    _prune_masks_fake,
+    lambda ws, **selection: ops._prune_masks(ws, **selection),
+)
+
+
+def prune_mask(w: Tensor, *, out: Tensor | None = None, **selection: Any) -> Tensor:
+    mask: Tensor = prune_mask_op(w, **_numbers(selection))
+    return mask if out is None else _fill(out, "out", mask, w=w)
+
+
+def prune_masks(
+    ws: Sequence[Tensor], *, out: Sequence[Tensor] | None = None, **selection: Any
+) -> list[Tensor]:
+    _check_kinds(**{f"w[{i}]": w for i, w in enumerate(ws)})
+    masks: list[Tensor] = prune_masks_op(list(ws), **_numbers(selection))
+    if out is None:
+        return masks
+    if not isinstance(out, list | tuple) or len(out) != len(ws):
+        raise TypeError(f"out: expected a sequence of {len(ws)} arrays, got {type(out).__name__}")
+    return [
+        _fill(each, f"out[{i}]", mask, w=w)
+        for i, (each, mask, w) in enumerate(zip(out, masks, ws, strict=True))
+    ]
+
+
+def _prune_quantize_fake(
+    w: Tensor, *, granularity: str = "row", group_size: int | None = None, **selection: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    data, scale, _ = _quantize_fake(w, granularity, group_size)
+    return data, scale, _prune_mask_fake(w, **selection)
+
+
+def _prune_quantize(w: Tensor, **arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    found, mask = ops._prune_quantize(w, **arguments)
+    return found.data, found.scale, mask
+
+
+prune_quantize_op = _define(
+    f'prune_quantize(Tensor w, *, str granularity="row", int? group_size=None, {_SELECTION}) '
+    "-> (Tensor, Tensor, Tensor)",
+    _prune_quantize_fake,
+    _prune_quantize,
+    _no_gradient,
+    _none,
+)
+
+
+def prune_quantize(
+    w: Tensor, *, out: tuple[Tensor, Tensor, Tensor] | None = None, **arguments: Any
+) -> tuple[Quantized, Tensor]:
+    data, scale, mask = prune_quantize_op(w, **_numbers(arguments))
+    found = Quantized(data, scale)
+    if out is None:
+        return found, mask
+    if not isinstance(out, list | tuple) or len(out) != 3:
+        raise TypeError("out: expected (data, scale, mask)")
+    return _fill_quantized(tuple(out[:2]), found, w=w), _fill(out[2], "out[2]", mask, w=w)
+
+
+# ---- arguments ----
+
+_OUT_DTYPES = ("float32", "float16", "bfloat16", "int32")
+
+
+def _dtype(dtype: Any, name: str, allowed: Sequence[str]) -> torch.dtype:
+    known = getattr(torch, as_dtype_name(dtype, name, allowed))
+    assert isinstance(known, torch.dtype)
+    return known
+
+
+def _numbers(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments with threshold, ratio and sparsity as the Python floats that schemas take."""
+    names = [name for name in ("threshold", "ratio", "sparsity") if arguments.get(name) is not None]
+    return {**arguments, **{name: _number(arguments[name], name) for name in names}}
+
+
+def _check_kinds(**tensors: Any) -> None:
+    if not torch.compiler.is_compiling():
+        kind_of(**tensors)
+
+
+def _fill_quantized(out: tuple[Tensor, ...], found: Quantized, **inputs: Any) -> Quantized:
+    parts = [part for part in found if part is not None]
+    if not isinstance(out, list | tuple) or len([each for each in out if each is not None]) != len(parts):
+        raise TypeError(f"out: expected a tuple of {len(parts)} arrays, got {out!r}")
+    filled = [_fill(out[i], f"out[{i}]", part, **inputs) for i, part in enumerate(parts)]
+    return Quantized(*filled)
+
+
+def _fill(out: Tensor, name: str, result: Tensor, **inputs: Any) -> Tensor:
+    if torch.compiler.is_compiling() or type(out) is not Tensor:
+        if out.dtype != result.dtype or out.shape != result.shape:
+            raise ValueError(
+                f"{name}: expected {result.dtype} {tuple(result.shape)}, got {out.dtype} {tuple(out.shape)}"
+            )
+    else:
+        check_out(
+            out, name, result, tuple(result.shape), dtype_name(result.dtype), {"result": result, **inputs}
+        )
+    if result.requires_grad:
+        raise ValueError(f"{name}: expected None where a gradient is wanted, got a tensor")
+    return out.copy_(result)
