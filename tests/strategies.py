@@ -49,12 +49,13 @@ def running(isa: str, threads: int = 1):
             octavo.set_num_threads(None)
 
 
-def everywhere(threads=THREADS):
-    """Enters every ISA at every thread count in turn; yields a label for messages."""
+def on_every_isa(call, threads=THREADS):
+    """Yields (label, call()) for every ISA at every thread count."""
     for isa in isas():
         for n in threads:
             with running(isa, n):
-                yield f"isa {isa}, {n} threads"
+                result = call()
+            yield f"isa {isa}, {n} threads", result
 
 
 @contextlib.contextmanager
