@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from typing import Any, NamedTuple
 
@@ -24,6 +23,7 @@ from .arrays import (
     float_code,
     is_number,
     kind_of,
+    native_dtype,
     needs_dispatcher,
     pointer,
     store,
@@ -251,10 +251,9 @@ def _static(
     if not symmetric and zero_point is None:
         raise ValueError("zero_point: expected a zero point with symmetric=False and a given scale, got None")
     scale = _parameter(scale, "scale", "float32", shape, x)
-    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-        inverse = 1 / scale if not isinstance(scale, np.ndarray) else np.float32(1) / scale
-    finite = (scale > 0) & (scale < math.inf) & (inverse < math.inf)
-    if not finite.all():
+    bits = scale.view(native_dtype("int32", scale))
+    # On the bits, because the caller may flush denormals: 1 / 2^-128 is Inf, the next reciprocal is finite.
+    if not ((bits > 0x00200000) & (bits < 0x7F800000)).all():
         raise ValueError("scale: expected positive finite values with finite reciprocals, got others")
     if zero_point is not None:
         zero_point = _parameter(zero_point, "zero_point", "int32", shape, x)
