@@ -38,7 +38,8 @@ Activation activation_of(int code) {
 
 // A packed buffer of another version or layout is refused, never read as numbers.
 PackedHeader checked_header(Address buffer, int64_t nbytes) {
-  check(nbytes >= static_cast<int64_t>(sizeof(PackedHeader)), "packed weight", "a header of 64 bytes", nbytes);
+  check(nbytes >= static_cast<int64_t>(sizeof(PackedHeader)), "packed weight", "a header of 64 bytes",
+        nbytes);
   PackedHeader header;
   memcpy(&header, at<const void>(buffer), sizeof header);
   check(header.magic == PackedHeader::kMagic, "packed weight", "the magic number of octavo", header.magic);
@@ -46,32 +47,45 @@ PackedHeader checked_header(Address buffer, int64_t nbytes) {
   check(header.layout == PackedHeader::kDense, "packed weight", "layout 0 (dense)", header.layout);
   check(header.isa == PackedHeader::kAnyIsa, "packed weight", "instruction set 0 (any)", header.isa);
   const bool sane = header.n >= 0 && header.k >= 0 && header.k <= kMaxK && header.n <= nbytes;
-  check(sane && packed_bytes(header.n, header.k) == nbytes, "packed weight", "as many bytes as its shape needs", nbytes);
+  check(sane && packed_bytes(header.n, header.k) == nbytes, "packed weight",
+        "as many bytes as its shape needs", nbytes);
   return header;
 }
 
 std::vector<Segment> segments_of(const std::vector<std::tuple<Address, int, int64_t>>& list) {
   std::vector<Segment> segments;
-  for (const auto& [w, dtype, n] : list) segments.push_back({at<const void>(w), float_dtype_of(dtype), n, nullptr});
+  for (const auto& [w, dtype, n] : list)
+    segments.push_back({at<const void>(w), float_dtype_of(dtype), n, nullptr});
   return segments;
 }
 
 void bind_elementwise(py::module_& m) {
-  m.def("quantize", [](Address x, int x_dtype, int64_t rows, int64_t groups, int64_t group_size, int64_t row_stride,
-                       int64_t col_stride, Address mask, Address data, int64_t data_row_stride, Address scale,
-                       Address zero_point, bool per_tensor, bool given, bool stochastic, uint64_t seed, int threads) {
-    const FloatRows view = {at<const void>(x), float_dtype_of(x_dtype), rows, groups * group_size, row_stride, col_stride};
-    const py::gil_scoped_release release;
-    quantize({view, groups, group_size, at<const bool>(mask), at<int8_t>(data), data_row_stride, at<float>(scale),
-              at<int32_t>(zero_point), per_tensor, given, stochastic, seed},
-             threads);
-  });
+  m.def("quantize",
+        [](Address x, int x_dtype, int64_t rows, int64_t groups, int64_t group_size, int64_t row_stride,
+           int64_t col_stride, Address mask, Address data, int64_t data_row_stride, Address scale,
+           Address zero_point, bool per_tensor, bool given, bool stochastic, uint64_t seed, int threads) {
+          const FloatRows view = {
+              at<const void>(x), float_dtype_of(x_dtype), rows, groups * group_size, row_stride, col_stride};
+          const py::gil_scoped_release release;
+          quantize({view, groups, group_size, at<const bool>(mask), at<int8_t>(data), data_row_stride,
+                    at<float>(scale), at<int32_t>(zero_point), per_tensor, given, stochastic, seed},
+                   threads);
+        });
   m.def("dequantize", [](Address data, int64_t rows, int64_t groups, int64_t group_size, int64_t row_stride,
                          int64_t col_stride, Address scale, Address zero_point, bool per_tensor, Address out,
                          int out_dtype, int64_t out_row_stride, int threads) {
-    const DequantizeArgs args = {at<const int8_t>(data), rows, groups, group_size, row_stride, col_stride,
-                                 at<const float>(scale), at<const int32_t>(zero_point), per_tensor, at<void>(out),
-                                 float_dtype_of(out_dtype), out_row_stride};
+    const DequantizeArgs args = {at<const int8_t>(data),
+                                 rows,
+                                 groups,
+                                 group_size,
+                                 row_stride,
+                                 col_stride,
+                                 at<const float>(scale),
+                                 at<const int32_t>(zero_point),
+                                 per_tensor,
+                                 at<void>(out),
+                                 float_dtype_of(out_dtype),
+                                 out_row_stride};
     const py::gil_scoped_release release;
     dequantize(args, threads);
   });
@@ -106,24 +120,26 @@ void bind_prune(py::module_& m) {
     const py::gil_scoped_release release;
     return max_magnitude(segments.data(), static_cast<int64_t>(segments.size()), threads);
   });
-  m.def("prune_mask",
-        [](const std::vector<std::tuple<Address, int, int64_t, Address>>& list, uint32_t key, int64_t ties, int threads) {
-          std::vector<Segment> segments;
-          for (const auto& [w, dtype, n, mask] : list) {
-            segments.push_back({at<const void>(w), float_dtype_of(dtype), n, at<bool>(mask)});
-          }
-          const py::gil_scoped_release release;
-          prune_mask(segments.data(), static_cast<int64_t>(segments.size()), {key, ties}, threads);
-        });
-  m.def("prune_mask_nm", [](Address w, int dtype, int64_t groups, int n, int group, Address mask, int threads) {
-    const DType type = float_dtype_of(dtype);
+  m.def("prune_mask", [](const std::vector<std::tuple<Address, int, int64_t, Address>>& list, uint32_t key,
+                         int64_t ties, int threads) {
+    std::vector<Segment> segments;
+    for (const auto& [w, dtype, n, mask] : list) {
+      segments.push_back({at<const void>(w), float_dtype_of(dtype), n, at<bool>(mask)});
+    }
     const py::gil_scoped_release release;
-    prune_mask_nm(at<const void>(w), type, groups, n, group, at<bool>(mask), threads);
+    prune_mask(segments.data(), static_cast<int64_t>(segments.size()), {key, ties}, threads);
   });
-  m.def("unit_scores", [](Address w, int dtype, int64_t rows, int64_t cols, int64_t unit_rows, int64_t unit_cols,
-                          Address scores, int threads) {
+  m.def("prune_mask_nm",
+        [](Address w, int dtype, int64_t groups, int n, int group, Address mask, int threads) {
+          const DType type = float_dtype_of(dtype);
+          const py::gil_scoped_release release;
+          prune_mask_nm(at<const void>(w), type, groups, n, group, at<bool>(mask), threads);
+        });
+  m.def("unit_scores", [](Address w, int dtype, int64_t rows, int64_t cols, int64_t unit_rows,
+                          int64_t unit_cols, Address scores, int threads) {
     const DType type = float_dtype_of(dtype);
-    check(unit_rows >= 1 && unit_cols >= 1, "unit", "at least one row and column", unit_rows < 1 ? unit_rows : unit_cols);
+    check(unit_rows >= 1 && unit_cols >= 1, "unit", "at least one row and column",
+          unit_rows < 1 ? unit_rows : unit_cols);
     const py::gil_scoped_release release;
     unit_scores(at<const void>(w), type, rows, cols, unit_rows, unit_cols, at<double>(scores), threads);
   });
@@ -131,6 +147,22 @@ void bind_prune(py::module_& m) {
     const py::gil_scoped_release release;
     apply_mask(at<const void>(w), itemsize, at<const bool>(mask), n, at<void>(out), threads);
   });
+}
+
+LinearArgs linear_args(int64_t rows, int64_t k, Address buffer, int64_t nbytes, Address w_scale, Address bias,
+                       int bias_dtype, int activation, Address out, int out_dtype, int64_t out_row_stride) {
+  check(checked_header(buffer, nbytes).k == k, "k", "the weight's", k);
+  LinearArgs args = {};
+  args.m = rows;
+  args.packed = at<const void>(buffer);
+  args.w_scale = at<const float>(w_scale);
+  args.bias = at<const void>(bias);
+  args.bias_dtype = float_dtype_of(bias_dtype);
+  args.activation = activation_of(activation);
+  args.out = at<void>(out);
+  args.out_dtype = dtype_of(out_dtype);
+  args.out_row_stride = out_row_stride;
+  return args;
 }
 
 void bind_linear(py::module_& m) {
@@ -150,49 +182,32 @@ void bind_linear(py::module_& m) {
     const py::gil_scoped_release release;
     unpack_weight(at<const void>(buffer), at<int8_t>(w), threads);
   });
+  // Both end in the same arguments: weight, epilogue, output.
   m.def("int8_linear",
-        [](Address x, int x_dtype, int64_t rows, int64_t k, int64_t row_stride, int64_t col_stride, Address buffer,
-           int64_t nbytes, Address w_scale, Address bias, int bias_dtype, int activation, Address out, int out_dtype,
-           int64_t out_row_stride, int threads) {
-          check(checked_header(buffer, nbytes).k == k, "k", "the weight's", k);
-          LinearArgs args = {};
+        [](Address x, int x_dtype, int64_t rows, int64_t k, int64_t row_stride, int64_t col_stride,
+           Address buffer, int64_t nbytes, Address w_scale, Address bias, int bias_dtype, int activation,
+           Address out, int out_dtype, int64_t out_row_stride, int threads) {
+          LinearArgs args = linear_args(rows, k, buffer, nbytes, w_scale, bias, bias_dtype, activation, out,
+                                        out_dtype, out_row_stride);
           args.x = {at<const void>(x), float_dtype_of(x_dtype), rows, k, row_stride, col_stride};
-          args.m = rows;
-          args.packed = at<const void>(buffer);
-          args.w_scale = at<const float>(w_scale);
-          args.bias = at<const void>(bias);
-          args.bias_dtype = float_dtype_of(bias_dtype);
-          args.activation = activation_of(activation);
-          args.out = at<void>(out);
-          args.out_dtype = dtype_of(out_dtype);
-          args.out_row_stride = out_row_stride;
           const py::gil_scoped_release release;
           linear(args, threads);
         });
-  m.def("scaled_int_mm",
-        [](Address a, bool a_signed, int64_t rows, int64_t k, int64_t row_stride, int64_t col_stride, Address a_scale,
-           Address a_zero_point, Address buffer, int64_t nbytes, Address w_scale, Address bias, int bias_dtype,
-           int activation, Address out, int out_dtype, int64_t out_row_stride, int threads) {
-          check(checked_header(buffer, nbytes).k == k, "k", "the weight's", k);
-          LinearArgs args = {};
-          args.a = at<const void>(a);
-          args.a_signed = a_signed;
-          args.a_row_stride = row_stride;
-          args.a_col_stride = col_stride;
-          args.a_scale = at<const float>(a_scale);
-          args.a_zero_point = at<const int32_t>(a_zero_point);
-          args.m = rows;
-          args.packed = at<const void>(buffer);
-          args.w_scale = at<const float>(w_scale);
-          args.bias = at<const void>(bias);
-          args.bias_dtype = float_dtype_of(bias_dtype);
-          args.activation = activation_of(activation);
-          args.out = at<void>(out);
-          args.out_dtype = dtype_of(out_dtype);
-          args.out_row_stride = out_row_stride;
-          const py::gil_scoped_release release;
-          linear(args, threads);
-        });
+  m.def("scaled_int_mm", [](Address a, bool a_signed, int64_t rows, int64_t k, int64_t row_stride,
+                            int64_t col_stride, Address a_scale, Address a_zero_point, Address buffer,
+                            int64_t nbytes, Address w_scale, Address bias, int bias_dtype, int activation,
+                            Address out, int out_dtype, int64_t out_row_stride, int threads) {
+    LinearArgs args = linear_args(rows, k, buffer, nbytes, w_scale, bias, bias_dtype, activation, out,
+                                  out_dtype, out_row_stride);
+    args.a = at<const void>(a);
+    args.a_signed = a_signed;
+    args.a_row_stride = row_stride;
+    args.a_col_stride = col_stride;
+    args.a_scale = at<const float>(a_scale);
+    args.a_zero_point = at<const int32_t>(a_zero_point);
+    const py::gil_scoped_release release;
+    linear(args, threads);
+  });
 }
 
 void bind_machine(py::module_& m) {
@@ -213,7 +228,8 @@ void bind_machine(py::module_& m) {
   m.def("default_threads", &default_threads);
   m.def("threads_info", [] {
     const ThreadsInfo info = threads_info();
-    return std::map<std::string, std::string>{{"runtime", info.runtime}, {"threads", std::to_string(info.threads)}};
+    return std::map<std::string, std::string>{{"runtime", info.runtime},
+                                              {"threads", std::to_string(info.threads)}};
   });
   m.def("compiler", [] { return std::string(__VERSION__); });
   m.def("address", [](const py::array& array) { return reinterpret_cast<Address>(array.data()); });

@@ -45,7 +45,7 @@ Machine detect() {
   const bool tiles_saved = (low & 0x60000u) == 0x60000u;
   unsigned b7 = 0, c7 = 0, d7 = 0;
   if (!__get_cpuid_count(7, 0, &a, &b7, &c7, &d7)) return machine;
-  machine.avx2 = ymm_saved && fma && f16c && bit(b7, 5) && bit(b7, 8);  // AVX2, BMI2
+  machine.avx2 = ymm_saved && fma && f16c && bit(b7, 5) && bit(b7, 8);           // AVX2, BMI2
   const bool avx512 = bit(b7, 16) && bit(b7, 17) && bit(b7, 30) && bit(b7, 31);  // F, DQ, BW, VL
   machine.avx512vnni = machine.avx2 && zmm_saved && avx512 && bit(c7, 11);
   machine.amx = machine.avx512vnni && tiles_saved && bit(d7, 24) && bit(d7, 25) && request_tiles();

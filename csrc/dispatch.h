@@ -10,14 +10,14 @@ namespace octavo {
 
 struct Kernels {
   const char* isa;
-  bool available;              // the processor and the operating system have it
+  bool available;  // the processor and the operating system have it
   const QuantizeKernels* quantize;
   const PruneKernels* prune;
   const GemmKernels* gemm;
 };
 
-const Kernels& kernels();                // the chosen ones: the best available unless set_isa chose others
+const Kernels& kernels();                   // the chosen ones: the best available unless set_isa chose others
 const std::vector<Kernels>& all_kernels();  // what was built, from plain to best
-void set_isa(const std::string& name);   // "" goes back to the best; throws std::invalid_argument
+void set_isa(const std::string& name);      // "" goes back to the best; throws std::invalid_argument
 
 }  // namespace octavo

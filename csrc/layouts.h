@@ -10,8 +10,8 @@ constexpr int64_t kPanelN = 64;
 constexpr int64_t kPanelK = 64;  // k is padded with zeros to whole AMX tiles
 constexpr int64_t kGroupK = 4;
 
-constexpr int64_t kMaxK = 131071;              // 128 * 128 * K fits int32
-constexpr int64_t kMaxKUnsigned = 65793;       // 255 * 128 * K fits int32: uint8 activations, or zero points
+constexpr int64_t kMaxK = 131071;         // 128 * 128 * K fits int32
+constexpr int64_t kMaxKUnsigned = 65793;  // 255 * 128 * K fits int32: uint8 activations, or zero points
 
 struct PackedHeader {
   static constexpr uint32_t kMagic = 0x5654434Fu;  // "OCTV"
@@ -32,11 +32,14 @@ static inline int64_t panel_bytes(int64_t k) { return padded_k(k) * kPanelN; }
 // header, int32 colsum[padded_n], then the panels.
 static inline int64_t colsum_offset() { return sizeof(PackedHeader); }
 static inline int64_t panels_offset(int64_t n) { return colsum_offset() + padded_n(n) * 4; }
-static inline int64_t packed_bytes(int64_t n, int64_t k) { return panels_offset(n) + padded_n(n) * padded_k(k); }
+static inline int64_t packed_bytes(int64_t n, int64_t k) {
+  return panels_offset(n) + padded_n(n) * padded_k(k);
+}
 
 // Where the panels hold w[n, k].
 static inline int64_t dense_offset(int64_t n, int64_t k, int64_t padded_k) {
-  return (n / kPanelN) * kPanelN * padded_k + (k / kGroupK) * kPanelN * kGroupK + (n % kPanelN) * kGroupK + k % kGroupK;
+  return (n / kPanelN) * kPanelN * padded_k + (k / kGroupK) * kPanelN * kGroupK + (n % kPanelN) * kGroupK +
+         k % kGroupK;
 }
 
 }  // namespace octavo

@@ -38,7 +38,8 @@ OCTAVO_HD static inline float bf16_to_float(uint16_t h) { return float_of(static
 
 OCTAVO_HD static inline uint16_t float_to_bf16(float v) {
   uint32_t u = bits_of(v);
-  if ((u & 0x7FFFFFFFu) > kInfKey) return static_cast<uint16_t>((u >> 16) | 0x40u);  // quiet, and never rounded to Inf
+  if ((u & 0x7FFFFFFFu) > kInfKey)
+    return static_cast<uint16_t>((u >> 16) | 0x40u);  // quiet, and never rounded to Inf
   return static_cast<uint16_t>((u + 0x7FFFu + ((u >> 16) & 1u)) >> 16);
 }
 

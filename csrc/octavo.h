@@ -23,8 +23,8 @@ struct QuantizeKernels {
   // Widens r by the finite elements of x[0, n); x reads as 0 where mask (if any) is false.
   void (*range)(const void* x, DType dtype, const bool* mask, int64_t n, Range* r);
   // q = clamp(rint(x * inv) + zero_point, q_min, 127) xor flip; NaN counts as 0. flip = 0x80 stores q + 128 as uint8.
-  void (*quantize)(const void* x, DType dtype, const bool* mask, int64_t n, float inv, float zero_point, float q_min,
-                   uint8_t flip, int8_t* q);
+  void (*quantize)(const void* x, DType dtype, const bool* mask, int64_t n, float inv, float zero_point,
+                   float q_min, uint8_t flip, int8_t* q);
   // out = float(q - zero_point) * scale, rounded once to dtype.
   void (*dequantize)(const int8_t* q, int64_t n, int32_t zero_point, float scale, void* out, DType dtype);
 };
@@ -40,29 +40,29 @@ struct PruneKernels {
 //   y = activation((float(acc) * col_scale[n]) * row_scale[m] + bias[n]), rounded once to out_dtype
 // out_dtype i32 stores acc and reads no scale.
 struct Epilogue {
-  const int32_t* colsum;      // padded to whole panels
+  const int32_t* colsum;  // padded to whole panels
   const int32_t* row_offset;
   const float* row_scale;
   const float* col_scale;
-  const float* bias;          // or nullptr
+  const float* bias;  // or nullptr
   Activation activation;
   void* out;
   DType out_dtype;
-  int64_t out_row_stride;     // elements
+  int64_t out_row_stride;  // elements
 };
 
 // rows [0, m) of A times panels [panel_begin, panel_end) of a packed weight (layouts.h).
 struct GemmBlock {
-  const uint8_t* a;           // a[row * lda + k]; readable up to a multiple of 16 rows and of kPanelK columns
+  const uint8_t* a;  // a[row * lda + k]; readable up to a multiple of 16 rows and of kPanelK columns
   int64_t lda;
-  int64_t m, n, k;            // the true sizes: n columns and k terms of the whole weight
+  int64_t m, n, k;  // the true sizes: n columns and k terms of the whole weight
   const int8_t* panels;
   int64_t panel_begin, panel_end;
   Epilogue epilogue;
 };
 
 struct GemmKernels {
-  int tile_m;                 // the row tile: blocks that are a multiple of it waste nothing
+  int tile_m;  // the row tile: blocks that are a multiple of it waste nothing
   void (*gemm)(const GemmBlock& block);
   // Runs `iterations` of the register-only inner product; returns the multiply-adds done. For bench/common.py.
   int64_t (*peak)(int64_t iterations);
@@ -88,11 +88,11 @@ struct FloatRows {
 struct QuantizeArgs {
   FloatRows x;
   int64_t groups, group_size;
-  const bool* mask;           // contiguous, like x, or nullptr: x reads as 0 where it is false
+  const bool* mask;  // contiguous, like x, or nullptr: x reads as 0 where it is false
   int8_t* data;
   int64_t data_row_stride;
-  float* scale;               // read if given, else written
-  int32_t* zero_point;        // nullptr: symmetric
+  float* scale;         // read if given, else written
+  int32_t* zero_point;  // nullptr: symmetric
   bool per_tensor, given, stochastic;
   uint64_t seed;
 };
@@ -112,7 +112,7 @@ struct DequantizeArgs {
 void dequantize(const DequantizeArgs& args, int threads);
 
 struct NonFinite {
-  int64_t count, first;       // first: the row-major index, -1 if there is none
+  int64_t count, first;  // first: the row-major index, -1 if there is none
 };
 NonFinite count_nonfinite(const FloatRows& x, int threads);
 
@@ -121,14 +121,15 @@ struct Segment {
   const void* w;
   DType dtype;
   int64_t n;
-  bool* mask;                 // where masks are written
+  bool* mask;  // where masks are written
 };
 struct Selection {
-  uint32_t key;               // of the k-th smallest magnitude
-  int64_t ties;               // how many elements equal to it belong to the k, lowest index first
+  uint32_t key;  // of the k-th smallest magnitude
+  int64_t ties;  // how many elements equal to it belong to the k, lowest index first
 };
 Selection magnitude_select(const Segment* segments, int64_t count, int64_t k, int threads);
-float max_magnitude(const Segment* segments, int64_t count, int threads);  // over the finite elements; 0 if none
+float max_magnitude(const Segment* segments, int64_t count,
+                    int threads);  // over the finite elements; 0 if none
 void prune_mask(const Segment* segments, int64_t count, Selection selection, int threads);
 void prune_mask_nm(const void* w, DType dtype, int64_t groups, int n, int m, bool* mask, int threads);
 void unit_scores(const void* w, DType dtype, int64_t rows, int64_t cols, int64_t unit_rows, int64_t unit_cols,
@@ -136,12 +137,13 @@ void unit_scores(const void* w, DType dtype, int64_t rows, int64_t cols, int64_t
 void apply_mask(const void* w, int itemsize, const bool* mask, int64_t n, void* out, int threads);
 
 // Packs w[n, k] = w[n * n_stride + k * k_stride] into packed_bytes(n, k) bytes.
-void pack_weight(const int8_t* w, int64_t n, int64_t k, int64_t n_stride, int64_t k_stride, void* buffer, int threads);
+void pack_weight(const int8_t* w, int64_t n, int64_t k, int64_t n_stride, int64_t k_stride, void* buffer,
+                 int threads);
 void unpack_weight(const void* buffer, int8_t* w, int threads);  // contiguous [n, k]
 
 // out[m, n] from A [m, k] and a packed weight. A is float x, quantized per row on the fly, or int8 / uint8 a.
 struct LinearArgs {
-  FloatRows x;                // x.data == nullptr: a is used
+  FloatRows x;  // x.data == nullptr: a is used
   const void* a;
   bool a_signed;
   int64_t a_row_stride, a_col_stride;

@@ -3,6 +3,7 @@
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <exception>
 #include <mutex>
 #include <new>
 #include <thread>
@@ -63,7 +64,7 @@ struct Runtime {
 
 std::mutex runtime_mutex;
 std::atomic<const Runtime*> current_runtime{nullptr};
-std::atomic<bool> runtime_used{false};    // by us
+std::atomic<bool> runtime_used{false};  // by us
 std::atomic<bool> forked_after_use{false};
 thread_local bool inside = false;
 
@@ -83,7 +84,9 @@ int visit_library(dl_phdr_info* info, size_t, void* data) {
   const char* path = info->dlpi_name ? info->dlpi_name : "";
   const char* slash = strrchr(path, '/');
   const char* name = slash ? slash + 1 : path;
-  if (strncmp(name, "libgomp", 7) != 0 && strncmp(name, "libiomp5", 8) != 0 && strncmp(name, "libomp", 6) != 0) return 0;
+  if (strncmp(name, "libgomp", 7) != 0 && strncmp(name, "libiomp5", 8) != 0 &&
+      strncmp(name, "libomp", 6) != 0)
+    return 0;
   const bool is_torch = strstr(path, "/torch/lib/") || strstr(path, "/torch.libs/");
   if (scan->best.empty() || (is_torch && !scan->best_is_torch)) {
     scan->best = path;
@@ -99,7 +102,8 @@ int read_loads(dl_phdr_info* info, size_t, void* data) {
 
 Runtime open_runtime(const std::string& path, int flags) {
   Runtime runtime;
-  void* library = dlopen(path.c_str(), flags);  // never closed: a runtime cannot be unloaded under its threads
+  void* library =
+      dlopen(path.c_str(), flags);  // never closed: a runtime cannot be unloaded under its threads
   if (!library) return runtime;
   runtime.parallel = reinterpret_cast<GompParallel>(dlsym(library, "GOMP_parallel"));
   runtime.in_parallel = reinterpret_cast<IntFunction>(dlsym(library, "omp_in_parallel"));
@@ -151,7 +155,8 @@ const Runtime* runtime() {
   const bool have_openmp = known != nullptr;
   if (!scan.best.empty() && (!have_openmp || known->path != scan.best)) {
     Runtime found = open_runtime(scan.best, RTLD_LAZY | RTLD_NOLOAD);
-    if (found.parallel) current_runtime.store(new Runtime(found));  // a handful in a process's life: never freed
+    if (found.parallel)
+      current_runtime.store(new Runtime(found));  // a handful in a process's life: never freed
   } else if (!have_openmp) {
     Runtime found = open_runtime("libgomp.so.1", RTLD_LAZY | RTLD_LOCAL);
     if (found.parallel) current_runtime.store(new Runtime(found));
@@ -180,17 +185,24 @@ struct Loop {
   void* context;
   int64_t n, chunk;
   std::atomic<int64_t> next{0};
+  std::mutex error_mutex;
+  std::exception_ptr error;  // the first; it must not leave a thread of the runtime
 };
 
 void run_chunks(void* data) {
   auto* loop = static_cast<Loop*>(data);
   const DefaultFloatEnvironment environment;
   inside = true;
-  for (;;) {
-    const int64_t begin = loop->next.fetch_add(loop->chunk);
-    if (begin >= loop->n) break;
-    const int64_t end = loop->n - begin < loop->chunk ? loop->n : begin + loop->chunk;
-    loop->function(loop->context, begin, end);
+  try {
+    for (;;) {
+      const int64_t begin = loop->next.fetch_add(loop->chunk);
+      if (begin >= loop->n) break;
+      const int64_t end = loop->n - begin < loop->chunk ? loop->n : begin + loop->chunk;
+      loop->function(loop->context, begin, end);
+    }
+  } catch (...) {
+    const std::lock_guard<std::mutex> lock(loop->error_mutex);
+    if (!loop->error) loop->error = std::current_exception();
   }
   inside = false;
 }
@@ -207,23 +219,29 @@ void parallel_for(int64_t n, int64_t grain, int threads, ChunkFunction function,
   if (grain < 1) grain = 1;
   const int64_t chunks = (n + grain - 1) / grain;
   if (chunks < threads) threads = static_cast<int>(chunks);
-  if (threads <= 1 || inside || forked_after_use.load(std::memory_order_relaxed)) return run_serial(n, function, context);
+  if (threads <= 1 || inside || forked_after_use.load(std::memory_order_relaxed))
+    return run_serial(n, function, context);
   const Runtime* openmp = runtime();
   if (openmp && openmp->in_parallel()) return run_serial(n, function, context);
 
-  Loop loop{function, context, n, grain};
+  Loop loop;
+  loop.function = function;
+  loop.context = context;
+  loop.n = n;
+  loop.chunk = grain;
   // A few chunks for each thread even out a noisy core; more would only cost.
   const int64_t even = (n + 4 * threads - 1) / (4 * threads);
   if (even > loop.chunk) loop.chunk = (even + grain - 1) / grain * grain;
   if (openmp) {
     runtime_used.store(true, std::memory_order_relaxed);
     openmp->parallel(run_chunks, &loop, static_cast<unsigned>(threads), 0);
-    return;
+  } else {
+    std::vector<std::thread> others;
+    for (int t = 1; t < threads; ++t) others.emplace_back(run_chunks, &loop);
+    run_chunks(&loop);
+    for (auto& other : others) other.join();
   }
-  std::vector<std::thread> others;
-  for (int t = 1; t < threads; ++t) others.emplace_back(run_chunks, &loop);
-  run_chunks(&loop);
-  for (auto& other : others) other.join();
+  if (loop.error) std::rethrow_exception(loop.error);
 }
 
 int default_threads() {

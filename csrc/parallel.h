@@ -15,7 +15,8 @@ namespace octavo {
 using ChunkFunction = void (*)(void* context, int64_t begin, int64_t end);
 
 // Calls function over chunks of [0, n), each at least `grain` long (but the last), on at most `threads` threads. Chunks
-// are handed out dynamically: results must not depend on who runs what. Must not throw.
+// are handed out dynamically: results must not depend on who runs what. An exception
+// ends its thread's chunks and is thrown again here.
 // Every chunk runs with the default floating-point environment: round to nearest, denormals kept.
 void parallel_for(int64_t n, int64_t grain, int threads, ChunkFunction function, void* context);
 
@@ -23,8 +24,8 @@ void parallel_for(int64_t n, int64_t grain, int threads, ChunkFunction function,
 template <class Body>
 void parallel_for(int64_t n, int64_t grain, int threads, Body& body) {
   parallel_for(
-      n, grain, threads, [](void* context, int64_t begin, int64_t end) { (*static_cast<Body*>(context))(begin, end); },
-      &body);
+      n, grain, threads,
+      [](void* context, int64_t begin, int64_t end) { (*static_cast<Body*>(context))(begin, end); }, &body);
 }
 
 // The runtime's own idea (OMP_NUM_THREADS, affinity), or the same without one.

@@ -10,7 +10,7 @@ namespace octavo {
 namespace {
 
 struct Exp {
-  F32 over_one;    // e^(hi + lo) = (1 + over_one) * half1 * half2; the sum is left to a fused multiply-add
+  F32 over_one;  // e^(hi + lo) = (1 + over_one) * half1 * half2; the sum is left to a fused multiply-add
   F32 half1, half2;
 };
 
@@ -19,9 +19,9 @@ inline F32 times_fraction(F32 v, const Exp& e) { return fma(v, e.over_one, v); }
 
 // hi in [-170, 1], |lo| small against it.
 inline Exp exp_parts(F32 hi, F32 lo) {
-  const F32 n = round(mul(hi, set1(0x1.715476p+0f)));               // 1 / ln 2
-  F32 r = fma(n, set1(-0x1.62e400p-1f), hi);                        // ln 2, upper bits: n times it is exact
-  r = add(fma(n, set1(-0x1.7f7d1cp-20f), r), lo);                   // ln 2, the rest
+  const F32 n = round(mul(hi, set1(0x1.715476p+0f)));  // 1 / ln 2
+  F32 r = fma(n, set1(-0x1.62e400p-1f), hi);           // ln 2, upper bits: n times it is exact
+  r = add(fma(n, set1(-0x1.7f7d1cp-20f), r), lo);      // ln 2, the rest
   F32 q = set1(0x1.6c6a06p-10f);
   q = fma(q, r, set1(0x1.120b5cp-7f));
   q = fma(q, r, set1(0x1.5555bap-5f));
@@ -82,7 +82,7 @@ inline F32 gelu(F32 x) {
   p = fma(p, s, set1(0x1.e1cfdap-3f));
   const F32 h = mul(a, set1(0.5f)), square = mul(h, a), square_lo = fma(h, a, sub(set1(0.0f), square));
   const Exp e = exp_parts(sub(set1(0.0f), square), sub(set1(0.0f), square_lo));
-  const F32 tail = times_fraction(fma(t, p, mul(t_lo, p)), e);     // Phi(-a) without its power of two
+  const F32 tail = times_fraction(fma(t, p, mul(t_lo, p)), e);  // Phi(-a) without its power of two
   const F32 lower = mul(mul(mul(max(set1(-kCut), x), tail), e.half1), e.half2);
   const F32 upper = mul(x, sub(set1(1.0f), mul(mul(tail, e.half1), e.half2)));
   return select(is_negative(x), lower, upper);
@@ -90,7 +90,7 @@ inline F32 gelu(F32 x) {
 
 inline F32 activate(Activation activation, F32 x) {
   switch (activation) {
-    case Activation::relu: return max(set1(0.0f), x);               // the second operand if NaN
+    case Activation::relu: return max(set1(0.0f), x);  // the second operand if NaN
     case Activation::gelu: return gelu(x);
     case Activation::gelu_tanh: return gelu_tanh(x);
     case Activation::silu: return silu(x);

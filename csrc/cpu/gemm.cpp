@@ -10,10 +10,10 @@
 namespace octavo {
 namespace {
 
-constexpr int64_t kSerialWork = int64_t{1} << 20;  // multiply-adds below which a second thread does not pay
-constexpr int64_t kRowAlign = 16;                  // GemmBlock: A is readable in whole AMX tiles
-constexpr int64_t kBlockRows = 192;                // rows staged at a time: 192 * k bytes stay in L2
-constexpr int64_t kTallRows = 48;                  // rows for each thread from which splitting them pays
+constexpr double kSerialWork = 1 << 22;  // multiply-adds below which a second thread does not pay
+constexpr int64_t kRowAlign = 16;        // GemmBlock: A is readable in whole AMX tiles
+constexpr int64_t kBlockRows = 192;      // rows staged at a time: 192 * k bytes stay in L2
+constexpr int64_t kTallRows = 48;        // rows for each thread from which splitting them pays
 
 struct Packed {
   const PackedHeader* header;
@@ -58,14 +58,16 @@ float stage_floats(const FloatRows& x, int64_t row, uint8_t* out) {
 
 class Product {
  public:
-  Product(const LinearArgs& args, int threads) : args_(args), packed_(open_packed(args.packed)), threads_(threads) {
+  Product(const LinearArgs& args, int threads)
+      : args_(args), packed_(open_packed(args.packed)), threads_(threads) {
     const PackedHeader& header = *packed_.header;
     n_ = header.n;
     k_ = header.k;
     stride_ = staged_stride(k_);
     const int64_t limit = args.a && (!args.a_signed || args.a_zero_point) ? kMaxKUnsigned : kMaxK;
     check(k_ <= limit, "k", "at most " + std::to_string(limit) + ", so that int32 sums are exact", k_);
-    if (args.m * n_ * (k_ + 1) < kSerialWork) threads_ = 1;
+    const double work = static_cast<double>(args.m) * static_cast<double>(n_) * static_cast<double>(k_ + 1);
+    if (work < kSerialWork) threads_ = 1;
     widen_bias();
   }
 
@@ -165,7 +167,8 @@ class Product {
 
 void linear(const LinearArgs& args, int threads) { Product(args, threads).run(); }
 
-void pack_weight(const int8_t* w, int64_t n, int64_t k, int64_t n_stride, int64_t k_stride, void* buffer, int threads) {
+void pack_weight(const int8_t* w, int64_t n, int64_t k, int64_t n_stride, int64_t k_stride, void* buffer,
+                 int threads) {
   check(k <= kMaxK, "k", "at most " + std::to_string(kMaxK) + ", so that int32 sums are exact", k);
   PackedHeader header = {};
   header.magic = PackedHeader::kMagic;
@@ -197,7 +200,7 @@ void pack_weight(const int8_t* w, int64_t n, int64_t k, int64_t n_stride, int64_
       }
     }
   };
-  parallel_for(padded_n(n) / kPanelN, kSerialWork / (panel_bytes(k) + 1) / 4 + 1, threads, body);
+  parallel_for(padded_n(n) / kPanelN, (int64_t{1} << 18) / (panel_bytes(k) + 1) + 1, threads, body);
 }
 
 void unpack_weight(const void* buffer, int8_t* w, int threads) {

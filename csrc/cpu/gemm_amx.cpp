@@ -3,19 +3,18 @@
 // Tile: 32 x 32 = four accumulator tiles, two of A, two of B: all eight. Each loaded tile is used twice.
 // Rows beyond m are computed from the padding of A and thrown away.
 #include "vec_avx512.h"
-// clang-format off: the vector words come first
-#include "epilogue.inl"
+
 #include "../layouts.h"
-// clang-format on
+#include "epilogue.inl"
 
 namespace octavo {
 namespace {
 
-constexpr int kTile = 16;               // rows of a tile; columns of int32
+constexpr int kTile = 16;  // rows of a tile; columns of int32
 constexpr int kTileM = 2 * kTile;
 constexpr int kTileN = 2 * kTile;
 constexpr int64_t kWeightStride = kPanelN * kGroupK;
-constexpr int64_t kSmallM = 4;          // up to here the tiles would be mostly padding
+constexpr int64_t kSmallM = 4;  // up to here the tiles would be mostly padding
 
 struct TileConfig {
   uint8_t palette, start_row, reserved[14];
@@ -59,7 +58,8 @@ class TileScope {
 };
 
 // Tiles 0 1 / 2 3 accumulate, 4 5 are rows of A, 6 7 columns of B.
-inline void multiply_32x32(const uint8_t* a, int64_t lda, const int8_t* b, int64_t steps, int32_t (*out)[kTileN]) {
+inline void multiply_32x32(const uint8_t* a, int64_t lda, const int8_t* b, int64_t steps,
+                           int32_t (*out)[kTileN]) {
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
@@ -80,7 +80,8 @@ inline void multiply_32x32(const uint8_t* a, int64_t lda, const int8_t* b, int64
   _tile_stored(3, out[kTile] + kTile, sizeof out[0]);
 }
 
-inline void multiply_16x32(const uint8_t* a, int64_t lda, const int8_t* b, int64_t steps, int32_t (*out)[kTileN]) {
+inline void multiply_16x32(const uint8_t* a, int64_t lda, const int8_t* b, int64_t steps,
+                           int32_t (*out)[kTileN]) {
   _tile_zero(0);
   _tile_zero(1);
   for (int64_t step = 0; step < steps; ++step, a += kPanelK, b += kTile * kWeightStride) {

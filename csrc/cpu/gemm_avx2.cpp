@@ -2,10 +2,9 @@
 // would saturate at 16 bits. An accumulator holds two partial sums for each of 4 columns, added at the end.
 // Tile: 4 rows x 8 columns = 8 accumulators, 4 broadcast rows, 2 widened columns: 14 of 16 registers.
 #include "vec_avx2.h"
-// clang-format off: the vector words come first
-#include "epilogue.inl"
+
 #include "../layouts.h"
-// clang-format on
+#include "epilogue.inl"
 
 namespace octavo {
 namespace {
@@ -65,8 +64,9 @@ int64_t peak(int64_t iterations) {
   __m256i one = _mm256_set1_epi16(1);
   for (int64_t i = 0; i < iterations; ++i) {
     for (auto& v : acc) v = _mm256_add_epi32(v, _mm256_madd_epi16(one, one));
-    asm volatile("" : "+x"(one), "+x"(acc[0]), "+x"(acc[1]), "+x"(acc[2]), "+x"(acc[3]), "+x"(acc[4]), "+x"(acc[5]),
-                 "+x"(acc[6]), "+x"(acc[7]));
+    asm volatile(""
+                 : "+x"(one), "+x"(acc[0]), "+x"(acc[1]), "+x"(acc[2]), "+x"(acc[3]), "+x"(acc[4]),
+                   "+x"(acc[5]), "+x"(acc[6]), "+x"(acc[7]));
   }
   return iterations * 8 * 16;
 }

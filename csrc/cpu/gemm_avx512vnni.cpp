@@ -3,10 +3,9 @@
 // Tile: 6 rows x 64 columns = 24 accumulators, 4 vectors of weights, 1 broadcast: 29 of 32 registers. Four loads and six
 // broadcasts feed 24 multiply-adds, and 24 independent chains hide the latency of 4 or 5 cycles.
 #include "vec_avx512.h"
-// clang-format off: the vector words come first
-#include "epilogue.inl"
+
 #include "../layouts.h"
-// clang-format on
+#include "epilogue.inl"
 
 namespace octavo {
 namespace {
@@ -64,8 +63,9 @@ int64_t peak(int64_t iterations) {
   for (int64_t i = 0; i < iterations; ++i) {
     for (auto& v : acc) v = _mm512_dpbusd_epi32(v, one, one);
     // Keeps the additions apart, and the chains in registers.
-    asm volatile("" : "+v"(acc[0]), "+v"(acc[1]), "+v"(acc[2]), "+v"(acc[3]), "+v"(acc[4]), "+v"(acc[5]), "+v"(acc[6]),
-                 "+v"(acc[7]), "+v"(acc[8]), "+v"(acc[9]), "+v"(acc[10]), "+v"(acc[11]));
+    asm volatile(""
+                 : "+v"(acc[0]), "+v"(acc[1]), "+v"(acc[2]), "+v"(acc[3]), "+v"(acc[4]), "+v"(acc[5]),
+                   "+v"(acc[6]), "+v"(acc[7]), "+v"(acc[8]), "+v"(acc[9]), "+v"(acc[10]), "+v"(acc[11]));
   }
   return iterations * kChains * 64;
 }

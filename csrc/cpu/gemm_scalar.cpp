@@ -1,10 +1,9 @@
 // The product in plain C++: one row by one panel, 64 accumulators that a compiler can keep in vectors. Runs everywhere;
 // the other files are held against it.
 #include "vec_scalar.h"
-// clang-format off: the vector words come first
-#include "epilogue.inl"
+
 #include "../layouts.h"
-// clang-format on
+#include "epilogue.inl"
 
 namespace octavo {
 namespace {

@@ -16,15 +16,14 @@ constexpr int64_t kGrain = 1 << 16;  // elements of a chunk
 struct Chunk {
   const Segment* segment;
   int64_t begin, count;
-  const void* w() const {
-    return static_cast<const char*>(segment->w) + begin * size_of(segment->dtype);
-  }
+  const void* w() const { return static_cast<const char*>(segment->w) + begin * size_of(segment->dtype); }
 };
 
 std::vector<Chunk> cut(const Segment* segments, int64_t count) {
   std::vector<Chunk> chunks;
   for (const Segment* s = segments; s < segments + count; ++s) {
-    for (int64_t i = 0; i < s->n; i += kGrain) chunks.push_back({s, i, s->n - i < kGrain ? s->n - i : kGrain});
+    for (int64_t i = 0; i < s->n; i += kGrain)
+      chunks.push_back({s, i, s->n - i < kGrain ? s->n - i : kGrain});
   }
   return chunks;
 }

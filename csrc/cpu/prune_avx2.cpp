@@ -1,5 +1,5 @@
 #include "vec_avx2.h"
-// clang-format off: the vector words come first
+
 #include "prune.inl"
 
 namespace octavo {

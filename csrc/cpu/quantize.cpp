@@ -7,8 +7,8 @@
 namespace octavo {
 namespace {
 
-constexpr int64_t kGrain = 1 << 15;       // elements worth a thread
-constexpr int64_t kLongSpan = 1 << 18;    // elements worth splitting between threads
+constexpr int64_t kGrain = 1 << 15;     // elements worth a thread
+constexpr int64_t kLongSpan = 1 << 18;  // elements worth splitting between threads
 
 // A rectangle of x that has one scale.
 struct Span {
@@ -87,9 +87,8 @@ void quantize_shared(const QuantizeArgs& args, const Span& span, int64_t index, 
     auto fit = [&](int64_t, int64_t) { affine = fitted_affine(args, range, index); };
     parallel_for(1, 1, 1, fit);  // for its floating-point environment
   }
-  for_span(span, threads, [&](int64_t row, int64_t begin, int64_t end) {
-    quantize_piece(args, affine, row, begin, end);
-  });
+  for_span(span, threads,
+           [&](int64_t row, int64_t begin, int64_t end) { quantize_piece(args, affine, row, begin, end); });
 }
 
 }  // namespace
@@ -144,7 +143,8 @@ void dequantize(const DequantizeArgs& args, int threads) {
       }
       const int64_t index = args.per_tensor ? 0 : row * args.groups + group;
       const int32_t zero = args.zero_point ? args.zero_point[index] : 0;
-      kernels().quantize->dequantize(source, last - i, zero, args.scale[index], out + i * size, args.out_dtype);
+      kernels().quantize->dequantize(source, last - i, zero, args.scale[index], out + i * size,
+                                     args.out_dtype);
       i = last;
     }
   });

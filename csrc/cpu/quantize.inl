@@ -33,8 +33,8 @@ void range_of(const T* x, const bool* mask, int64_t n, Range* r) {
 }
 
 template <class T>
-void quantize_to(const T* x, const bool* mask, int64_t n, float inv, float zero_point, float q_min, uint8_t flip,
-                 int8_t* q) {
+void quantize_to(const T* x, const bool* mask, int64_t n, float inv, float zero_point, float q_min,
+                 uint8_t flip, int8_t* q) {
   const F32 vinv = set1(inv), vzero = set1(zero_point), vmin = set1(q_min), vmax = set1(127.0f);
   for_vectors(n, [&](int64_t i, int lanes) {
     const F32 scaled = mul(load_kept(x, mask, i, lanes), vinv);
@@ -72,12 +72,14 @@ void range(const void* x, DType dtype, const bool* mask, int64_t n, Range* r) {
   }
 }
 
-void quantize(const void* x, DType dtype, const bool* mask, int64_t n, float inv, float zero_point, float q_min,
-              uint8_t flip, int8_t* q) {
+void quantize(const void* x, DType dtype, const bool* mask, int64_t n, float inv, float zero_point,
+              float q_min, uint8_t flip, int8_t* q) {
   switch (dtype) {
-    case DType::f32: return quantize_to(static_cast<const float*>(x), mask, n, inv, zero_point, q_min, flip, q);
+    case DType::f32:
+      return quantize_to(static_cast<const float*>(x), mask, n, inv, zero_point, q_min, flip, q);
     case DType::f16: return quantize_to(static_cast<const f16*>(x), mask, n, inv, zero_point, q_min, flip, q);
-    case DType::bf16: return quantize_to(static_cast<const bf16*>(x), mask, n, inv, zero_point, q_min, flip, q);
+    case DType::bf16:
+      return quantize_to(static_cast<const bf16*>(x), mask, n, inv, zero_point, q_min, flip, q);
     default: return quantize_to(static_cast<const double*>(x), mask, n, inv, zero_point, q_min, flip, q);
   }
 }

@@ -47,7 +47,8 @@ void for_pieces(const FloatRows& x, int64_t row, int64_t begin, int64_t end, Bod
 }
 
 // Widens r by columns [begin, end) of a row.
-inline void widen_range(const FloatRows& x, const bool* mask, int64_t row, int64_t begin, int64_t end, Range* r) {
+inline void widen_range(const FloatRows& x, const bool* mask, int64_t row, int64_t begin, int64_t end,
+                        Range* r) {
   for_pieces(x, row, begin, end, [&](const void* p, DType dtype, int64_t first, int64_t count) {
     kernels().quantize->range(p, dtype, mask ? mask + row * x.cols + first : nullptr, count, r);
   });

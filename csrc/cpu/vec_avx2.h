@@ -27,7 +27,9 @@ inline F32 set1(float v) { return _mm256_set1_ps(v); }
 inline I32 set1(int32_t v) { return _mm256_set1_epi32(v); }
 
 inline F32 load(const float* p) { return _mm256_loadu_ps(p); }
-inline F32 load(const f16* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+inline F32 load(const f16* p) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
 inline F32 load(const bf16* p) {
   const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
@@ -40,7 +42,8 @@ inline I32 load(const int8_t* p) {
   return _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
 }
 inline Mask load_mask(const bool* p) {
-  return {_mm256_castsi256_ps(_mm256_cmpgt_epi32(load(reinterpret_cast<const int8_t*>(p)), _mm256_setzero_si256()))};
+  return {_mm256_castsi256_ps(
+      _mm256_cmpgt_epi32(load(reinterpret_cast<const int8_t*>(p)), _mm256_setzero_si256()))};
 }
 template <class T>
 inline auto load_n(const T* p, int n) {
@@ -56,12 +59,14 @@ inline Mask load_mask_n(const bool* p, int n) {
 
 inline void store(float* p, F32 v) { _mm256_storeu_ps(p, v); }
 inline void store(f16* p, F32 v) {
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                   _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 inline void store(bf16* p, F32 v) {
   const __m256i u = _mm256_castps_si256(v);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
-  const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF))), 16);
+  const __m256i rounded =
+      _mm256_srli_epi32(_mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF))), 16);
   const __m256i quiet = _mm256_or_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(0x40));
   const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
   const __m256i h = _mm256_blendv_epi8(rounded, quiet, nan);
@@ -108,7 +113,9 @@ inline F32 min(F32 a, F32 b) { return _mm256_min_ps(a, b); }
 inline F32 max(F32 a, F32 b) { return _mm256_max_ps(a, b); }
 inline F32 round(F32 v) { return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 inline F32 abs(F32 v) { return _mm256_and_ps(v, _mm256_castsi256_ps(_mm256_set1_epi32(0x7FFFFFFF))); }
-inline Mask is_negative(F32 v) { return {_mm256_castsi256_ps(_mm256_srai_epi32(_mm256_castps_si256(v), 31))}; }
+inline Mask is_negative(F32 v) {
+  return {_mm256_castsi256_ps(_mm256_srai_epi32(_mm256_castps_si256(v), 31))};
+}
 inline Mask is_finite(F32 v) {
   return {_mm256_cmp_ps(abs(v), _mm256_castsi256_ps(_mm256_set1_epi32(kInfKey)), _CMP_LT_OQ)};
 }

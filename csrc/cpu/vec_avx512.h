@@ -29,7 +29,8 @@ inline I32 set1(int32_t v) { return _mm512_set1_epi32(v); }
 inline F32 load_n(const float* p, int n) { return _mm512_maskz_loadu_ps(first(n), p); }
 inline F32 load_n(const f16* p, int n) { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(n), p)); }
 inline F32 load_n(const bf16* p, int n) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first(n), p)), 16));
+  return _mm512_castsi512_ps(
+      _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first(n), p)), 16));
 }
 inline F32 load_n(const double* p, int n) {
   const __m256 low = _mm512_cvtpd_ps(_mm512_maskz_loadu_pd(static_cast<__mmask8>(first(n)), p));
@@ -62,7 +63,8 @@ inline void store_n(bf16* p, F32 v, int n) {
 }
 inline void store_n(double* p, F32 v, int n) {
   _mm512_mask_storeu_pd(p, static_cast<__mmask8>(first(n)), _mm512_cvtps_pd(_mm512_castps512_ps256(v)));
-  _mm512_mask_storeu_pd(p + 8, static_cast<__mmask8>(first(n) >> 8), _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1)));
+  _mm512_mask_storeu_pd(p + 8, static_cast<__mmask8>(first(n) >> 8),
+                        _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1)));
 }
 inline void store_n(int32_t* p, I32 v, int n) { _mm512_mask_storeu_epi32(p, first(n), v); }
 template <class T, class V>
@@ -74,7 +76,9 @@ inline void store_i8_n(int8_t* p, I32 v, uint8_t flip, int n) {
   _mm_mask_storeu_epi8(p, first(n), bytes);
 }
 inline void store_i8(int8_t* p, I32 v, uint8_t flip) { store_i8_n(p, v, flip, kLanes); }
-inline void store_mask_n(bool* p, Mask v, int n) { _mm_mask_storeu_epi8(p, first(n), _mm_maskz_set1_epi8(v, 1)); }
+inline void store_mask_n(bool* p, Mask v, int n) {
+  _mm_mask_storeu_epi8(p, first(n), _mm_maskz_set1_epi8(v, 1));
+}
 inline void store_mask(bool* p, Mask v) { store_mask_n(p, v, kLanes); }
 
 inline F32 add(F32 a, F32 b) { return _mm512_add_ps(a, b); }

@@ -62,7 +62,9 @@ inline void store_n(T* p, V v, int) {
 }
 inline void store_mask_n(bool* p, Mask v, int) { *p = v; }
 // Narrows lanes within [-128, 127].
-inline void store_i8(int8_t* p, I32 v, uint8_t flip) { *p = static_cast<int8_t>(static_cast<uint8_t>(v) ^ flip); }
+inline void store_i8(int8_t* p, I32 v, uint8_t flip) {
+  *p = static_cast<int8_t>(static_cast<uint8_t>(v) ^ flip);
+}
 inline void store_i8_n(int8_t* p, I32 v, uint8_t flip, int) { store_i8(p, v, flip); }
 
 inline F32 add(F32 a, F32 b) { return a + b; }
