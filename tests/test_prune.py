@@ -1,0 +1,348 @@
+"""Masks and pruning: every ISA and thread count against the reference, bit for bit."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import guard
+import octavo
+from octavo import reference
+from strategies import (
+    FLOATS,
+    SPECIAL,
+    THREADS,
+    assert_same,
+    cast,
+    float_arrays,
+    flushing_denormals,
+    isas,
+    lay_out,
+    needs_torch,
+    on_every_isa,
+    poisoned,
+    running,
+    shapes,
+    to_numpy,
+    to_torch,
+    untouched,
+)
+
+AMOUNTS = st.one_of(st.sampled_from([0.0, 0.25, 0.5, 1.0]), st.floats(0, 1))
+THRESHOLDS = st.one_of(
+    st.sampled_from([0.0, -0.0, -1.0, -1e-300, 1e-45, 1e-40, 0.5, 1.0, 1e300, math.inf, -math.inf]),
+    st.floats(0, 4),
+)
+BLOCKS = ((1, 1), (1, 16), (4, 16), (2, 3), (8, 1))
+
+
+@st.composite
+def how(draw):
+    """Exactly one of threshold, ratio and sparsity."""
+    name = draw(st.sampled_from(["threshold", "ratio", "sparsity"]))
+    amounts = {"threshold": THRESHOLDS, "ratio": st.one_of(AMOUNTS, st.just(3.0)), "sparsity": AMOUNTS}
+    return {name: draw(amounts[name])}
+
+
+@st.composite
+def patterned(draw, max_tensors=1):
+    """Tensors and arguments of prune_mask that fit them."""
+    pattern = draw(st.sampled_from(["unstructured", "unstructured", "row", "column", "block", "n:m"]))
+    count = draw(st.integers(1, max_tensors))
+    if pattern == "block":
+        r, c = draw(st.sampled_from(BLOCKS))
+        units = st.tuples(st.integers(0, 9), st.integers(0, 9))
+        drawn = [draw(units) for _ in range(count)]
+        ws = [draw(float_arrays((r * i, c * j))) for i, j in drawn]
+        return ws, {"pattern": f"block{r}x{c}", **draw(how())}
+    if pattern == "n:m":
+        m = draw(st.sampled_from([2, 3, 4, 8, 16, 32]))
+        n = draw(st.sampled_from([1, m // 2, m - 1]))
+        groups = st.integers(0, 20)
+        shape = st.sampled_from([(), (3,), (2, 5)])
+        ws = [draw(float_arrays((*draw(shape), m * draw(groups)))) for _ in range(count)]
+        return ws, {"pattern": f"{n}:{m}"}
+    ws = [draw(float_arrays(shapes(max_elements=6000))) for _ in range(count)]
+    return ws, {"pattern": pattern, **draw(how())}
+
+
+@settings(max_examples=500)
+@given(patterned())
+def test_prune_mask(case):
+    (w,), args = case
+    (expected,) = reference.prune_masks([w], **args)
+    for label, actual in on_every_isa(lambda: octavo.prune_mask(w, **args)):
+        assert_same(actual, expected, label)
+
+
+@settings(max_examples=200)
+@given(patterned(max_tensors=4))
+def test_prune_masks_of_many_tensors_as_one(case):
+    ws, args = case
+    expected = reference.prune_masks(ws, **args)
+    for label, actual in on_every_isa(lambda: octavo.prune_mask(ws, **args)):
+        assert isinstance(actual, list)
+        for got, want in zip(actual, expected, strict=True):
+            assert_same(got, want, label)
+
+
+@settings(max_examples=150)
+@given(patterned(), st.sampled_from([0, 3]))
+def test_prune_mask_into_out(case, pad):
+    (w,), args = case
+    (expected,) = reference.prune_masks([w], **args)
+    out = poisoned(w.shape, np.bool_, pad)
+    for label, actual in on_every_isa(lambda: octavo.prune_mask(w, **args, out=out), threads=(1, 2)):
+        assert actual is out, label
+        assert_same(actual, expected, label)
+        assert untouched(out, pad), label
+        out.fill(False)
+
+
+@settings(max_examples=150)
+@given(ws=st.lists(float_arrays(shapes(max_elements=3000)), min_size=1, max_size=3), sparsity=AMOUNTS)
+def test_magnitude_threshold(ws, sparsity):
+    expected = reference.magnitude_threshold(ws, sparsity)
+    for label, actual in on_every_isa(lambda: octavo.magnitude_threshold(ws, sparsity), threads=(1, 3)):
+        assert_same(actual, expected, label)
+    alone = reference.magnitude_threshold(ws[:1], sparsity)
+    for label, actual in on_every_isa(lambda: octavo.magnitude_threshold(ws[0], sparsity), threads=(1,)):
+        assert_same(actual, alone, label)
+
+
+@settings(max_examples=150)
+@given(patterned(max_tensors=2))
+def test_prune_copies_and_prune_in_place(case):
+    ws, args = case
+    masks = reference.prune_masks(ws, **args)
+    expected = [reference.apply_mask(w, mask) for w, mask in zip(ws, masks, strict=True)]
+    before = [w.copy() for w in ws]
+    for label, (pruned, changed, returned) in on_every_isa(lambda: prune_both_ways(ws, args), threads=(1, 2)):
+        for i, want in enumerate(expected):
+            assert_same(pruned[i], want, label)
+            assert_same(changed[i], want, label)
+            assert_same(returned[i], masks[i], label)
+            assert_same(np.asarray(ws[i]), before[i], f"the argument, {label}")
+
+
+def prune_both_ways(ws, args):
+    in_place = [poisoned(w.shape, w.dtype, 2) for w in ws]  # rows apart: not contiguous
+    for copy, w in zip(in_place, ws, strict=True):
+        copy[...] = w
+    returned = octavo.prune_(in_place, **args)
+    assert all(untouched(w, 2) for w in in_place)
+    single = ws[0].copy()
+    mask = (
+        octavo.prune_(single, **args) if len(ws) == 1 else octavo.prune_([single, *in_place[1:]], **args)[0]
+    )
+    assert mask.shape == single.shape
+    return octavo.prune(ws, **args), in_place, returned
+
+
+@settings(max_examples=250)
+@given(case=patterned(), granularity=st.sampled_from(["row", "tensor", "group"]), with_out=st.booleans())
+def test_prune_quantize_is_prune_then_quantize(case, granularity, with_out):
+    (w,), args = case
+    group = next((g for g in (16, 3, 2, 1) if w.shape[-1] % g == 0), 1) if granularity == "group" else None
+    (mask,) = reference.prune_masks([w], **args)
+    data, scale, _ = reference.quantize(reference.apply_mask(w, mask), granularity, group)
+    outs = None
+    if with_out:
+        outs = (
+            poisoned(w.shape, np.int8, 1),
+            poisoned(scale.shape, np.float32),
+            poisoned(w.shape, np.bool_, 1),
+        )
+    call = {"granularity": granularity, "group_size": group, **args}
+    for label, (quantized, got) in on_every_isa(lambda: octavo.prune_quantize(w, **call, out=outs)):
+        assert isinstance(quantized, octavo.Quantized)
+        assert quantized.zero_point is None
+        assert_same(got, mask, label)
+        assert_same(quantized.data, data, label)
+        assert_same(quantized.scale, scale, label)
+        if outs is not None:
+            assert got is outs[2], label
+            assert quantized.data is outs[0], label
+            assert untouched(outs[0], 1), label
+            assert untouched(outs[2], 1), label
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_exactly_k_go_on_large_tensors(dtype):
+    """Enough elements for several chunks and threads, most of them ties."""
+    rng = np.random.default_rng(11)
+    ws = [cast(rng.integers(-3, 4, n) * 0.25, dtype) for n in (200_000, 1, 70_001)]
+    total = sum(w.size for w in ws)
+    for sparsity in (0.1, 0.5, 0.77):
+        expected = reference.prune_masks(ws, sparsity=sparsity)
+        assert total - sum(int(m.sum()) for m in expected) == round(sparsity * total)
+        for label, actual in on_every_isa(lambda s=sparsity: octavo.prune_mask(ws, sparsity=s)):
+            for got, want in zip(actual, expected, strict=True):
+                assert_same(got, want, f"{sparsity}, {label}")
+
+
+def test_patterns_on_large_tensors():
+    rng = np.random.default_rng(12)
+    w = rng.standard_normal((512, 768)).astype(np.float32)
+    w[rng.random(w.shape) < 0.01] = np.nan
+    cases = [{"pattern": p, "sparsity": 0.5} for p in ("row", "column", "block4x16")]
+    cases += [{"pattern": "2:4"}, {"ratio": 0.3}, {"threshold": 0.7}]
+    for args in cases:
+        (expected,) = reference.prune_masks([w], **args)
+        for label, actual in on_every_isa(lambda a=args: octavo.prune_mask(w, **a)):
+            assert_same(actual, expected, f"{args}, {label}")
+
+
+@settings(max_examples=60)
+@given(w=float_arrays(flavours=("normal", "special", "one special")), raising=st.sampled_from(FLOATS))
+def test_nonfinite_raise(w, raising):
+    with np.errstate(all="ignore"):
+        bad = int((~np.isfinite(w.astype(np.float32))).sum())
+    for isa in isas():
+        with running(isa):
+            for call in (octavo.prune_mask, octavo.prune, octavo.prune_quantize):
+                if bad:
+                    with pytest.raises(ValueError, match=rf"^w: expected finite.* got {bad} "):
+                        call(w, sparsity=0.5, nonfinite="raise")
+                else:
+                    call(w, sparsity=0.5, nonfinite="raise")
+
+
+# ---- bits ----
+
+
+@settings(max_examples=60)
+@given(
+    shape=shapes(), seed=st.integers(0, 99), layout=st.sampled_from(["contiguous", "strided", "transposed"])
+)
+def test_pack_mask_is_numpys_packbits(shape, seed, layout):
+    mask = lay_out(np.random.default_rng(seed).random(shape) < 0.5, layout)
+    bits = octavo.pack_mask(mask)
+    assert_same(bits, np.packbits(mask, axis=-1, bitorder="little"))
+    assert_same(octavo.unpack_mask(bits, shape), np.ascontiguousarray(mask))
+
+
+@needs_torch
+@settings(max_examples=40)
+@given(shape=shapes(), seed=st.integers(0, 99))
+def test_pack_mask_of_torch_is_that_of_numpy(shape, seed):
+    mask = np.random.default_rng(seed).random(shape) < 0.5
+    bits = octavo.pack_mask(to_torch(mask))
+    assert_same(bits, octavo.pack_mask(mask))
+    assert_same(octavo.unpack_mask(bits, shape), mask)
+
+
+# ---- torch ----
+
+
+@needs_torch
+@settings(max_examples=200)
+@given(patterned(max_tensors=2))
+def test_torch_tensors_give_the_same_bits(case):
+    ws, args = case
+    expected = reference.prune_masks(ws, **args)
+    tensors = [to_torch(w) for w in ws]
+    for label, actual in on_every_isa(lambda: octavo.prune_mask(tensors, **args), threads=(1, 3)):
+        for got, want in zip(actual, expected, strict=True):
+            assert_same(got, want, label)
+    for label, actual in on_every_isa(lambda: octavo.prune(tensors, **args), threads=(1,)):
+        for got, w, mask in zip(actual, ws, expected, strict=True):
+            assert_same(got, reference.apply_mask(w, mask), label)
+    (alone,) = reference.prune_masks(ws[:1], **args)
+    copy = tensors[0].clone()
+    assert_same(octavo.prune_(copy, **args), alone)
+    assert_same(copy, reference.apply_mask(ws[0], alone))
+    quantized, mask = octavo.prune_quantize(tensors[0], **args)
+    assert_same(mask, alone)
+    data, scale, _ = reference.quantize(reference.apply_mask(ws[0], alone))
+    assert_same(quantized.data, data)
+    assert_same(quantized.scale, scale)
+
+
+@needs_torch
+@settings(max_examples=120)
+@given(patterned())
+def test_the_callers_flush_to_zero_changes_nothing(case):
+    (w,), args = case
+    (expected,) = reference.prune_masks([w], **args)
+    quantized = reference.quantize(reference.apply_mask(w, expected))
+    t = reference.magnitude_threshold([w], 0.5)
+    for isa in isas():
+        for threads in THREADS[:2]:
+            with running(isa, threads), flushing_denormals():
+                mask = octavo.prune_mask(w, **args)
+                actual, second = octavo.prune_quantize(w, **args)
+                threshold = octavo.magnitude_threshold(w, 0.5)
+            assert_same(mask, expected, isa)
+            assert_same(second, expected, isa)
+            assert_same(actual.data, quantized[0], isa)
+            assert_same(actual.scale, quantized[1], isa)
+            assert_same(threshold, t, isa)
+
+
+@needs_torch
+def test_denormals_are_numbers_even_where_the_caller_flushes_them():
+    w = np.array([1e-40, 2e-40, 0.0, 3e-40, -1e-45, 5e-39, 4e-40, 1e-39], np.float32)
+    cases = [{"threshold": 1e-40}, {"ratio": 0.1}, {"sparsity": 0.5}, {"pattern": "2:4"}]
+    cases += [{"pattern": "block1x2", "threshold": 4e-40}, {"pattern": "block1x2", "ratio": 0.05}]
+    expected = [reference.prune_masks([w], **args)[0] for args in cases]
+    for isa in isas():
+        with running(isa), flushing_denormals():
+            actual = [octavo.prune_mask(w, **args) for args in cases]
+        for got, want, args in zip(actual, expected, cases, strict=True):
+            assert_same(got, want, f"{args}, {isa}")
+
+
+# ---- memory ----
+
+
+@pytest.mark.parametrize("side", guard.SIDES)
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_nothing_outside_the_arrays_is_touched(dtype, side):
+    rng = np.random.default_rng(6)
+    for cols in (*range(1, 36), 63, 64, 65, 127, 129, 4097):
+        values = rng.standard_normal((2, cols))
+        values[1, :] = rng.choice(SPECIAL, cols)
+        w = guard.copy(cast(values, dtype), side)
+        mask = guard.empty(w.shape, np.bool_, side)
+        copy = guard.empty(w.shape, w.dtype, side)
+        expected = reference.prune_masks([w], sparsity=0.5)[0]
+        data, scale, _ = reference.quantize(reference.apply_mask(w, expected))
+        outs = (guard.empty(w.shape, np.int8, side), guard.empty((2,), np.float32, side), mask)
+        patterns = ["row", "column", "block1x1"]
+        wide = guard.copy(cast(rng.standard_normal((2, 4 * cols)), dtype), side)
+        wide_mask = guard.empty(wide.shape, np.bool_, side)
+        for isa in isas():
+            with running(isa):
+                for args in ({"threshold": 0.5}, {"ratio": 0.5}, {"sparsity": 0.5}):
+                    octavo.prune_mask(w, **args, out=mask)
+                assert_same(mask, expected, isa)
+                for pattern in patterns:
+                    octavo.prune_mask(w, pattern=pattern, sparsity=0.5, out=mask)
+                octavo.prune_mask(wide, pattern="2:4", out=wide_mask)
+                octavo.magnitude_threshold(w, 0.5)
+                quantized, _ = octavo.prune_quantize(w, sparsity=0.5, out=outs)
+                assert_same(quantized.data, data, isa)
+                assert_same(quantized.scale, scale, isa)
+                octavo.prune(w, sparsity=0.5)
+                copy[...] = w
+                octavo.prune_(copy, sparsity=0.5)
+                assert_same(copy, reference.apply_mask(w, expected), isa)
+
+
+@needs_torch
+def test_prune_leaves_what_it_was_given_alone():
+    import torch
+
+    t = torch.randn(8, 16)
+    before = t.clone()
+    assert octavo.prune(t, sparsity=0.5).data_ptr() != t.data_ptr()
+    assert torch.equal(t, before)
+    layer = torch.nn.Linear(16, 8)
+    mask = octavo.prune_(layer.weight, sparsity=0.5)
+    assert int(mask.sum()) == 64
+    assert_same(layer.weight, np.where(to_numpy(mask), to_numpy(layer.weight), np.float32(0)))
