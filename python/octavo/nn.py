@@ -13,6 +13,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from . import ops, torch_ops
 from .arrays import needs_dispatcher
 from .linear import ACTIVATIONS
+from .packed import PackedWeight
 
 Filter = Callable[[nn.Module, str], bool]
 
@@ -34,8 +35,9 @@ class Int8Linear(nn.Module):
     """
 
     weight_scale: Tensor
-    _stored: Tensor
     bias: nn.Parameter | None
+    _stored: Tensor
+    _checked: tuple[Tensor | None, Tensor | None, PackedWeight] | None = None  # buffers after checks
 
     def __init__(
         self,
@@ -90,19 +92,27 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # the dictionaries of nn.Module, read directly: its __getattr__ costs more than a small kernel
-        buffers, bias = self._buffers, self._parameters["bias"]
-        weight, scale = buffers["_stored"], buffers["weight_scale"]
-        if needs_dispatcher(x, weight, bias):
-            y: Tensor = torch_ops.int8_linear_op(x, weight, scale, bias, activation=self.activation)
-        else:
-            y = ops._int8_linear(x, weight, scale, bias, self.activation)
-        return y
+        stored, scale, bias = (
+            self._buffers["_stored"],
+            self._buffers["weight_scale"],
+            self._parameters["bias"],
+        )
+        if needs_dispatcher(x, stored, bias):
+            y: Tensor = torch_ops.int8_linear_op(x, stored, scale, bias, activation=self.activation)
+            return y
+        checked = self._checked
+        if checked is None or checked[0] is not stored or checked[1] is not scale:
+            checked = self._checked = (stored, scale, PackedWeight(stored, scale))
+        return ops._int8_linear(x, checked[2], None, bias, self.activation)  # type: ignore[no-any-return]
 
     def extra_repr(self) -> str:
         text = (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
         )
         return text if self.activation is None else f"{text}, activation={self.activation!r}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_checked"}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Int8Linear:
         scale = self.weight_scale
