@@ -42,10 +42,11 @@ def half_even(x: Fraction) -> int:
 
 def exact_f32(x: Fraction) -> np.float32:
     """x rounded once to f32: the nearer of two neighbours, the even one on a tie."""
-    guess = f32(float(x))
-    if not np.isfinite(guess):
-        return guess
-    near = [guess, np.nextafter(guess, f32(-np.inf)), np.nextafter(guess, f32(np.inf))]
+    with np.errstate(over="ignore"):
+        guess = f32(float(x))
+        if not np.isfinite(guess):
+            return guess
+        near = [guess, np.nextafter(guess, f32(-np.inf)), np.nextafter(guess, f32(np.inf))]
     return min(
         (v for v in near if np.isfinite(v)),
         key=lambda v: (abs(Fraction(float(v)) - x), int(v.view(np.uint32)) & 1),

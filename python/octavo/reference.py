@@ -187,15 +187,16 @@ def _activate(y: Array, activation: str | None) -> Array:
         return y
     if activation == "relu":
         return np.where(y < 0, np.float32(0), y)  # NaN and -0.0 stay
-    x = np.maximum(np.asarray(y, np.float64), -200)  # from there on all are -0.0 in f32, -Inf included
-    if activation == "gelu":
-        z: Array = 0.5 * x * _erfc(-x / math.sqrt(2))
-    elif activation == "gelu_tanh":
-        # 0.5 * (1 + tanh(u)) == 1 / (1 + exp(-2u)), without the cancellation
-        z = x / (1 + np.exp(-2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-    else:
-        z = x / (1 + np.exp(-x))  # silu
-    return z.astype(np.float32)
+    with _quiet():
+        x = np.maximum(np.asarray(y, np.float64), -200)  # from there on all are -0.0 in f32, -Inf included
+        if activation == "gelu":
+            z: Array = 0.5 * x * _erfc(-x / math.sqrt(2))
+        elif activation == "gelu_tanh":
+            # 0.5 * (1 + tanh(u)) == 1 / (1 + exp(-2u)), without the cancellation
+            z = x / (1 + np.exp(-2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+        else:
+            z = x / (1 + np.exp(-x))  # silu
+        return z.astype(np.float32)
 
 
 # ---- packed weights ----
