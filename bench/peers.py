@@ -292,7 +292,7 @@ def torch_pair(
 ) -> list[Contender]:
     """The function as it is and through torch.compile. `check` judges what the call on set 0 has written."""
     eager = peer("torch eager", torch_filling, work, arguments, check, needs=[torch])
-    if not compiled:
+    if torch is not None and not compiled:
         return [eager, Contender("torch.compile", why_not="not with --quick")]
     return [eager, peer("torch.compile", torch_compiled, work, arguments, check, needs=[torch])]
 
