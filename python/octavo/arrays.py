@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import math
+import operator
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -22,16 +23,6 @@ Array: TypeAlias = Any  # numpy.ndarray | torch.Tensor
 FLOATS = ("float32", "float16", "bfloat16", "float64")
 DTYPE_CODES = {"float32": 0, "float16": 1, "bfloat16": 2, "float64": 3, "int32": 4}
 _OTHERS = ("bool", "int8", "uint8", "int32")
-ITEMSIZES = {
-    "float32": 4,
-    "float16": 2,
-    "bfloat16": 2,
-    "float64": 8,
-    "bool": 1,
-    "int8": 1,
-    "uint8": 1,
-    "int32": 4,
-}
 
 # Filled by the first array of each type or dtype that comes along, so that neither torch nor ml_dtypes is
 # imported.
@@ -39,6 +30,7 @@ _kinds: dict[type, str] = {np.ndarray: "numpy"}
 _numpy_dtypes: dict[str, Any] = {n: np.dtype(n) for n in (*FLOATS, *_OTHERS) if n != "bfloat16"}
 _torch_names: dict[str, Any] = {}  # torch's dtypes, and its layout "strided"
 _names: dict[Any, str] = {dtype: name for name, dtype in _numpy_dtypes.items()}
+_float_codes: dict[Any, int] = {}
 
 _C_CONTIGUOUS_ALIGNED = 0x101  # NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_ALIGNED
 
@@ -48,26 +40,38 @@ _C_CONTIGUOUS_ALIGNED = 0x101  # NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_ALIGNED
 
 def kind_of(**arrays: Array) -> str:
     """The one kind, "numpy" or "torch", of all arrays given (None is skipped). TypeError on mixed ones."""
-    first: Array = None
     first_name = first_kind = ""
+    device: Any = None
     for name, array in arrays.items():
         if array is None:
             continue
         kind = _kinds.get(type(array)) or _learn_kind(array, name)
-        if kind == "torch" and array.layout is not _torch_names["strided"]:
-            raise TypeError(f"{name}: expected a strided torch.Tensor, got layout {array.layout}")
-        if first is None:
-            first, first_name, first_kind = array, name, kind
+        if not first_kind:
+            first_name, first_kind = name, kind
         elif kind != first_kind:
-            raise TypeError(
-                f"{name}: expected {_ARTICLE[first_kind]} like {first_name}, got {_ARTICLE[kind]}"
-            )
-        elif kind == "torch" and array.device != first.device:
-            raise TypeError(f"{name}: expected device {first.device} like {first_name}, got {array.device}")
+            raise TypeError(f"{name}: expected {_CLASS[first_kind]} like {first_name}, got {_CLASS[kind]}")
+        if kind == "torch":
+            if array.layout is not _torch_names["strided"]:
+                raise TypeError(f"{name}: expected a strided torch.Tensor, got layout {array.layout}")
+            if device is None:
+                device = array.device
+            elif array.device != device:
+                raise TypeError(f"{name}: expected device {device} like {first_name}, got {array.device}")
     return first_kind
 
 
-_ARTICLE = {"numpy": "a numpy.ndarray", "torch": "a torch.Tensor"}
+def plain_together(x: Array, y: Array, z: Array | None) -> bool:
+    """Whether these are NumPy arrays or strided CPU tensors: the common answer of kind_of, quickly."""
+    if type(x) is np.ndarray:
+        return type(y) is np.ndarray and (z is None or type(z) is np.ndarray)
+    return _is_cpu_tensor(x) and _is_cpu_tensor(y) and (z is None or _is_cpu_tensor(z))
+
+
+def _is_cpu_tensor(x: Array) -> bool:
+    return _kinds.get(type(x)) == "torch" and x.is_cpu and x.layout is _torch_names["strided"]
+
+
+_CLASS = {"numpy": "numpy.ndarray", "torch": "torch.Tensor"}
 
 
 def is_array(x: object) -> bool:
@@ -125,11 +129,12 @@ def dtype_name(dtype: Any) -> str:
 
 def float_code(x: Array, name: str) -> int:
     """The dtype code of a float array. TypeError for other dtypes, byte-swapped ones included."""
-    code = DTYPE_CODES.get(dtype_name(x.dtype))
-    if code is None or code == 4:
-        raise TypeError(
-            f"{name}: expected dtype float32, float16, bfloat16 or float64, got {dtype_name(x.dtype)}"
-        )
+    code = _float_codes.get(x.dtype)
+    if code is None:
+        got = dtype_name(x.dtype)
+        if got not in FLOATS:
+            raise TypeError(f"{name}: expected dtype float32, float16, bfloat16 or float64, got {got}")
+        code = _float_codes[x.dtype] = DTYPE_CODES[got]
     return code
 
 
@@ -184,11 +189,20 @@ def empty(shape: tuple[int, ...], dtype: str, like: Array) -> Array:
     """A new C-contiguous array of like's kind, on its device."""
     if isinstance(like, np.ndarray):
         return np.empty(shape, _numpy_dtypes.get(dtype) or _numpy_bfloat16())
-    return sys.modules["torch"].empty(shape, dtype=_torch_names[dtype], device=like.device)
+    wanted = _torch_names[dtype]
+    return like.new_empty(shape) if like.dtype is wanted else like.new_empty(shape, dtype=wanted)
 
 
 def pointer(x: Array) -> int:
     return _core.address(x) if isinstance(x, np.ndarray) else int(x.data_ptr())
+
+
+def pointer_of(like: Array) -> Callable[[Array], int]:
+    """pointer() for arrays of like's kind, without asking each of them."""
+    return _core.address if isinstance(like, np.ndarray) else _data_ptr
+
+
+_data_ptr: Callable[[Array], int] = operator.methodcaller("data_ptr")
 
 
 def copy_contiguous(x: Array) -> Array:
@@ -209,7 +223,8 @@ def contiguous(x: Array) -> Array:
 
 def _torch_plain(x: Array) -> bool:
     """Whether the elements stand in memory as they read: aligned, and not a lazily negated view."""
-    return not x.data_ptr() % x.itemsize and not x.is_neg()
+    address = x.data_ptr()
+    return not (address & 7 and address % x.itemsize) and not x.is_neg()
 
 
 def as_rows(x: Array) -> tuple[int, int, int, int, Array]:
@@ -222,7 +237,10 @@ def as_rows(x: Array) -> tuple[int, int, int, int, Array]:
     shape = x.shape
     cols = shape[-1] if shape else 1
     rows = shape[0] if len(shape) == 2 else math.prod(shape[:-1])
-    if isinstance(x, np.ndarray) and x.flags.num & _C_CONTIGUOUS_ALIGNED == _C_CONTIGUOUS_ALIGNED:
+    if isinstance(x, np.ndarray):
+        if x.flags.num & _C_CONTIGUOUS_ALIGNED == _C_CONTIGUOUS_ALIGNED:
+            return rows, cols, cols, 1, x
+    elif x.is_contiguous() and _torch_plain(x):
         return rows, cols, cols, 1, x
     strides = _row_strides(x)
     if strides is None:
@@ -263,12 +281,14 @@ def _collapsed(shape: Sequence[int], strides: Sequence[int]) -> int | None:
 
 
 def byte_range(x: Array) -> tuple[int, int]:
-    """The addresses [first, last) that x's elements lie in; (0, 0) when there are none."""
-    if 0 in x.shape:
-        return 0, 0
-    low, strides = _start_and_strides(x)
+    """The addresses [first, last) that x's elements lie in; the same address twice when there are none."""
+    low = _address(x)
+    if _is_c_contiguous(x):
+        return low, low + int(x.nbytes)
     high = low + x.itemsize
-    for size, step in zip(x.shape, strides, strict=True):
+    for size, step in zip(x.shape, _byte_strides(x), strict=True):
+        if not size:
+            return low, low
         if step < 0:
             low += (size - 1) * step
         else:
@@ -276,11 +296,19 @@ def byte_range(x: Array) -> tuple[int, int]:
     return low, high
 
 
-def _start_and_strides(x: Array) -> tuple[int, tuple[int, ...]]:
-    """The address of the first element, and the strides in bytes."""
-    if isinstance(x, np.ndarray):
-        return x.__array_interface__["data"][0], x.strides
-    return x.data_ptr(), tuple(s * x.itemsize for s in x.stride())
+def _address(x: Array) -> int:
+    """pointer(), which needs the native module for NumPy arrays; this one does not."""
+    if isinstance(x, np.ndarray) and _core is None:
+        return int(x.__array_interface__["data"][0])
+    return pointer(x)
+
+
+def _is_c_contiguous(x: Array) -> bool:
+    return bool(x.flags.c_contiguous) if isinstance(x, np.ndarray) else bool(x.is_contiguous())
+
+
+def _byte_strides(x: Array) -> tuple[int, ...]:
+    return x.strides if isinstance(x, np.ndarray) else tuple(s * x.itemsize for s in x.stride())
 
 
 # ---- out= ----
@@ -295,18 +323,24 @@ def check_out(
     check_shape(out, name, tuple(shape))
     if isinstance(out, np.ndarray) and not out.flags.writeable:
         raise ValueError(f"{name}: expected a writeable array, got a read-only one")
-    _, strides = _start_and_strides(out)
-    reach = out.itemsize
-    for step, size in sorted((abs(s), n) for s, n in zip(strides, out.shape, strict=True) if n > 1):
-        if step < reach and 0 not in out.shape:
-            raise ValueError(f"{name}: expected elements that do not overlap, got strides of {strides} bytes")
-        reach += step * (size - 1)
+    if not _is_c_contiguous(out):
+        _check_no_internal_overlap(out, name)
     low, high = byte_range(out)
     for other, array in inputs.items():
         if array is not None:
             other_low, other_high = byte_range(array)
             if low < other_high and other_low < high:
                 raise ValueError(f"{name}: expected memory apart from {other}, got bytes that overlap it")
+
+
+def _check_no_internal_overlap(out: Array, name: str) -> None:
+    """Each stride must step over all that the smaller ones span; rare interleavings are refused too."""
+    strides = _byte_strides(out)
+    reach = out.itemsize
+    for step, size in sorted((abs(s), n) for s, n in zip(strides, out.shape, strict=True) if n > 1):
+        if step < reach and 0 not in out.shape:
+            raise ValueError(f"{name}: expected elements that do not overlap, got strides of {strides} bytes")
+        reach += step * (size - 1)
 
 
 def writable(out: Array, dtype: str) -> Array:
@@ -370,14 +404,9 @@ def needs_dispatcher(*arrays: object) -> bool:
                 return True
         elif isinstance(x, torch.Tensor):
             return True
-    return found and _intercepted(torch)
-
-
-def _intercepted(torch: Any) -> bool:
-    """Whether a dispatch mode, a functorch transform or jit.trace is watching the calls of this thread."""
-    c = torch._C
-    return bool(
+    c = torch._C  # a dispatch mode, a functorch transform or jit.trace watches the calls of this thread
+    return found and bool(
         c._len_torch_dispatch_stack()
+        or c._functorch.peek_interpreter_stack() is not None
         or c._get_tracing_state() is not None
-        or c._functorch.peek_interpreter_stack()
     )

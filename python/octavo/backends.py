@@ -221,8 +221,8 @@ def _read_environment() -> None:
             raise ImportError(f"octavo: the native module is required but missing: {native_error}")
         if backend == "auto":
             warn_once(
-                f"octavo: the native kernels are missing ({native_error}); the NumPy and torch references run, "
-                "slowly. OCTAVO_REQUIRE=native makes this an error; octavo.show_config() says more",
+                f"octavo: the native kernels are missing ({native_error}), so the slow NumPy and torch "
+                "references run. OCTAVO_REQUIRE=native makes this an error; octavo.show_config() says more",
                 stacklevel=4,
             )
     isa = os.environ.get("OCTAVO_ISA", "")

@@ -17,13 +17,16 @@ from .arrays import (
     check_out,
     check_shape,
     contiguous,
+    copy_contiguous,
     dtype_name,
     empty,
     float_code,
     is_number,
     kind_of,
     needs_dispatcher,
+    plain_together,
     pointer,
+    pointer_of,
     store,
     writable_rows,
 )
@@ -59,7 +62,7 @@ def pack_weight(weight: Array, scale: Array | None = None, *, layout: str = "aut
         weight, scale, _ = quantize(weight)
     elif dtype_name(weight.dtype) == "int8":
         scale = check_scale(scale, "scale", n)
-        scale = None if scale is None else scale.copy() if isinstance(scale, np.ndarray) else scale.clone()
+        scale = None if scale is None else copy_contiguous(scale).reshape(n)
     else:
         raise TypeError(f"weight: expected dtype int8 or a float dtype, got {dtype_name(weight.dtype)}")
     if needs_dispatcher(weight):
@@ -133,7 +136,7 @@ def int8_linear(
     """
     if type(weight) is not PackedWeight:
         weight = _pack_operand(weight)
-    if type(x) is not np.ndarray and needs_dispatcher(x, weight.buffer, weight.scale, bias):
+    if type(x) is not np.ndarray and needs_dispatcher(x, bias):
         from . import torch_ops
 
         more = {} if out is None else {"out": out}
@@ -151,15 +154,19 @@ def _int8_linear(
     out: Array | None = None,
 ) -> Array:
     """int8_linear, without torch's dispatcher; weight: also a packed buffer or int8 [N, K], with scale."""
-    n, k, weight, weight_scale = _operand(weight, weight_scale)
-    kind_of(x=x, weight=weight, weight_scale=weight_scale, bias=bias)
+    if type(weight) is PackedWeight:
+        n, k, weight, weight_scale = weight.operands
+    else:
+        n, k, weight, weight_scale = _operand(weight, weight_scale)
+    if not plain_together(x, weight, bias):
+        kind_of(x=x, weight=weight, bias=bias)
     x_code = float_code(x, "x")
     shape = x.shape
     if not shape or shape[-1] != k:
         raise ValueError(f"x: expected shape (..., {k}) for a weight of shape {(n, k)}, got {tuple(shape)}")
-    name = FLOATS[x_code % 3] if out_dtype is None else _out_dtype(out_dtype)  # float64 gives float32
-    activation_code = _check_epilogue(n, weight_scale, bias, activation, name)
-    out_shape = (*shape[:-1], n)
+    name = FLOATS[x_code % 3] if out_dtype is None else _out_dtype(out_dtype)  # float32 for float64
+    activation_code, bias_code = _check_epilogue(n, weight_scale, bias, activation, name)
+    out_shape = (shape[0], n) if len(shape) == 2 else (*shape[:-1], n)
     if out is not None:
         inputs = {"x": x, "weight": weight, "weight_scale": weight_scale, "bias": bias}
         check_out(out, "out", x, out_shape, name, inputs)
@@ -176,20 +183,21 @@ def _int8_linear(
         result_stride, result = writable_rows(out, name)
     if bias is not None:
         bias = contiguous(bias)
+    at = pointer_of(x)
     _core.int8_linear(
-        pointer(base),
+        at(base),
         x_code,
         rows,
         cols,
         row_stride,
         col_stride,
-        pointer(buffer),
+        at(buffer),
         buffer.shape[0],
-        0 if weight_scale is None or name == "int32" else pointer(weight_scale),
-        0 if bias is None else pointer(bias),
-        0 if bias is None else float_code(bias, "bias"),
+        0 if weight_scale is None or name == "int32" else at(weight_scale),
+        0 if bias is None else at(bias),
+        bias_code,
         activation_code,
-        pointer(result),
+        at(result),
         DTYPE_CODES[name],
         result_stride,
         backends.get_num_threads(),
@@ -259,7 +267,7 @@ def _scaled_int_mm(
         if not ((a_zero_point >= low) & (a_zero_point <= high)).all():
             raise ValueError(f"a_zero_point: expected values in [{low}, {high}], got others")
     name = _out_dtype(out_dtype)
-    activation_code = _check_epilogue(n, weight_scale, bias, activation, name)
+    activation_code, bias_code = _check_epilogue(n, weight_scale, bias, activation, name)
     if out is not None:
         inputs = {"a": a, "a_scale": a_scale, "weight": weight, "weight_scale": weight_scale, "bias": bias}
         check_out(out, "out", a, (*a.shape[:-1], n), name, inputs)
@@ -272,20 +280,21 @@ def _scaled_int_mm(
     buffer = weight if weight.ndim == 1 else pack_buffer(weight)
     if name == "int32":
         return _native_product(a, None, a_zero_point, buffer, n, out)
-    scales = (a_scale, weight_scale, None if bias is None else contiguous(bias), activation_code, name)
-    return _native_product(a, scales, a_zero_point, buffer, n, out)
+    bias = None if bias is None else contiguous(bias)
+    epilogue = (a_scale, weight_scale, bias, bias_code, activation_code, name)
+    return _native_product(a, epilogue, a_zero_point, buffer, n, out)
 
 
 def _native_product(
     a: Array,
-    epilogue: tuple[Array, Array, Array | None, int, str] | None,
+    epilogue: tuple[Array, Array, Array | None, int, int, str] | None,
     a_zero_point: Array | None,
     buffer: Array,
     n: int,
     out: Array | None,
 ) -> Array:
-    """The native product; epilogue: (a_scale, weight_scale, bias, activation, dtype), or None: the sums."""
-    a_scale, weight_scale, bias, activation, name = epilogue or (None, None, None, 0, "int32")
+    """The native product; epilogue: scales, bias and its code, activation, out dtype; None for the sums."""
+    a_scale, weight_scale, bias, bias_code, activation, name = epilogue or (None, None, None, 0, 0, "int32")
     rows, cols, row_stride, col_stride, base = as_rows(a)
     if out is None:
         result, result_stride = empty((*a.shape[:-1], n), name, a), n
@@ -304,7 +313,7 @@ def _native_product(
         buffer.shape[0],
         0 if weight_scale is None else pointer(weight_scale),
         0 if bias is None else pointer(bias),
-        0 if bias is None else float_code(bias, "bias"),
+        bias_code,
         activation,
         pointer(result),
         DTYPE_CODES[name],
@@ -316,17 +325,17 @@ def _native_product(
 
 def _operand(weight: Any, weight_scale: Array | None) -> tuple[int, int, Array, Array | None]:
     """(N, K, packed buffer or int8 [N, K], scale [N]) of a weight."""
-    if type(weight) is PackedWeight:
-        return *weight.shape, weight.buffer, weight.scale
-    kind_of(weight=weight, weight_scale=weight_scale)
+    if isinstance(weight, PackedWeight):
+        return weight.operands
+    if not plain_together(weight, weight_scale, None):
+        kind_of(weight=weight, weight_scale=weight_scale)
     if weight.ndim == 1:
         check_dtype(weight, "weight", "uint8")
         weight = contiguous(weight)
-        n, k = (
-            _core.packed_shape(pointer(weight), weight.shape[0])
-            if runs_native(weight)
-            else read_header(weight)
-        )
+        if runs_native(weight):
+            n, k = _core.packed_shape(pointer(weight), weight.shape[0])
+        else:
+            n, k = read_header(weight)
     else:
         check_dtype(weight, "weight", "int8")
         if weight.ndim != 2:
@@ -385,8 +394,8 @@ def _per_row(value: Any, name: str, dtype: str, a: Array) -> Array:
 
 def _check_epilogue(
     n: int, scale: Array | None, bias: Array | None, activation: str | None, out_dtype: str
-) -> int:
-    """Checks scale, bias and activation against the out dtype; returns the activation's code."""
+) -> tuple[int, int]:
+    """Checks scale, bias and activation against the out dtype; returns the codes of activation and bias."""
     if activation is not None and activation not in ACTIVATIONS:
         raise ValueError(
             f"activation: expected None, 'relu', 'gelu', 'gelu_tanh' or 'silu', got {activation!r}"
@@ -396,8 +405,8 @@ def _check_epilogue(
             raise ValueError("out_dtype: expected a float dtype with a bias or an activation, got int32")
     elif scale is None:
         raise ValueError("weight: expected a weight with a scale, got one without")
-    if bias is not None:
-        float_code(bias, "bias")
-        if tuple(bias.shape) != (n,):
-            raise ValueError(f"bias: expected shape {(n,)}, got {tuple(bias.shape)}")
-    return ACTIVATIONS[activation]
+    if bias is None:
+        return ACTIVATIONS[activation], 0
+    if bias.shape != (n,):
+        raise ValueError(f"bias: expected shape {(n,)}, got {tuple(bias.shape)}")
+    return ACTIVATIONS[activation], float_code(bias, "bias")

@@ -36,12 +36,13 @@ class PackedWeight:
         checks the header.
     """
 
-    __slots__ = ("_density", "buffer", "layout", "scale", "shape")
+    __slots__ = ("_density", "buffer", "layout", "operands", "scale", "shape")
 
     shape: tuple[int, int]
     layout: str
     buffer: Array
     scale: Array | None
+    operands: tuple[int, int, Array, Array | None]  # N, K, buffer, scale: one look-up in a tiny call
     _density: float | None
 
     def __init__(self, buffer: Array, scale: Array | None = None) -> None:
@@ -54,7 +55,8 @@ class PackedWeight:
             aligned = _aligned_empty(buffer.shape[0], buffer)
             aligned[:] = buffer
             buffer = aligned
-        self._fill(buffer, check_scale(scale, "scale", shape[0]), shape)
+        scale = check_scale(scale, "scale", shape[0])
+        self._fill(buffer, None if scale is None else scale.reshape(shape[0]), shape)
 
     @classmethod
     def from_buffer(cls, buffer: Array, scale: Array | None = None) -> PackedWeight:
@@ -74,6 +76,7 @@ class PackedWeight:
 
     def _fill(self, buffer: Array, scale: Array | None, shape: tuple[int, int]) -> None:
         self.shape, self.layout, self.buffer, self.scale, self._density = shape, "dense", buffer, scale, None
+        self.operands = (*shape, buffer, scale)
 
     @property
     def nbytes(self) -> int:
@@ -134,12 +137,13 @@ def read_header(buffer: Array) -> tuple[int, int]:
 
 
 def check_scale(scale: Array | None, name: str, n: int) -> Array | None:
-    """A weight's scale as a contiguous float32 [N]."""
+    """A weight's scale as a contiguous float32 [N] or [N, 1]."""
     if scale is None:
         return None
     check_dtype(scale, name, "float32")
-    check_shape(scale, name, (n,), (n, 1))
-    return contiguous(scale).reshape(n)
+    if scale.shape != (n,):
+        check_shape(scale, name, (n,), (n, 1))
+    return contiguous(scale)
 
 
 def pack_buffer(weight: Array) -> Array:

@@ -159,7 +159,7 @@ def _quantize(
         granularity == "tensor",
         given,
         rounding == "stochastic",
-        seed or 0,
+        (seed or 0) & (2**64 - 1),
         backends.get_num_threads(),
     )
     return _store(outs, Quantized(data, scale, zero_point))
@@ -354,7 +354,7 @@ def _dequantize(
     kind_of(data=data, scale=scale, zero_point=zero_point)
     check_dtype(data, "data", "int8")
     check_dtype(scale, "scale", "float32")
-    name = dtype if dtype in FLOATS else as_dtype_name(dtype, "dtype", FLOATS)
+    name = as_dtype_name(dtype, "dtype", FLOATS)
     groups, group_size = _groups_of(tuple(data.shape), tuple(scale.shape))
     if zero_point is not None:
         check_dtype(zero_point, "zero_point", "int32")
