@@ -119,6 +119,7 @@ inline Mask is_negative(F32 v) {
 inline Mask is_finite(F32 v) {
   return {_mm256_cmp_ps(abs(v), _mm256_castsi256_ps(_mm256_set1_epi32(kInfKey)), _CMP_LT_OQ)};
 }
+inline Mask less_equal(F32 a, F32 b) { return {_mm256_cmp_ps(a, b, _CMP_LE_OQ)}; }
 inline Mask is_ordered(F32 v) { return {_mm256_cmp_ps(v, v, _CMP_ORD_Q)}; }
 inline F32 keep(Mask m, F32 v) { return _mm256_and_ps(m.m, v); }
 inline F32 select(Mask m, F32 a, F32 b) { return _mm256_blendv_ps(b, a, m.m); }

@@ -94,6 +94,7 @@ inline Mask is_negative(F32 v) { return _mm512_movepi32_mask(_mm512_castps_si512
 inline Mask is_finite(F32 v) {
   return _mm512_cmp_ps_mask(abs(v), _mm512_castsi512_ps(_mm512_set1_epi32(kInfKey)), _CMP_LT_OQ);
 }
+inline Mask less_equal(F32 a, F32 b) { return _mm512_cmp_ps_mask(a, b, _CMP_LE_OQ); }
 inline Mask is_ordered(F32 v) { return _mm512_cmp_ps_mask(v, v, _CMP_ORD_Q); }
 inline F32 keep(Mask m, F32 v) { return _mm512_maskz_mov_ps(m, v); }
 inline F32 select(Mask m, F32 a, F32 b) { return _mm512_mask_blend_ps(m, b, a); }
