@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -66,6 +69,31 @@ def flushing_denormals():
         yield
     finally:
         torch.set_flush_denormal(False)
+
+
+# ---- other processes ----
+
+
+def run_script(
+    script: str, package: str | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs a script in a new interpreter that finds this octavo and takes no settings from this process."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith("OCTAVO_")}
+    package = package or str(Path(octavo.__file__).parent.parent)
+    env["PYTHONPATH"] = os.pathsep.join(p for p in (package, env.get("PYTHONPATH", "")) if p)
+    return subprocess.run(
+        [sys.executable, "-W", "always", "-c", script],
+        env=env | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,  # a hang is a failure
+    )
+
+
+def succeed(script: str, package: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    done = run_script(script, package, **environment)
+    assert done.returncode == 0, done.stderr
+    return done
 
 
 # ---- equality ----

@@ -1,0 +1,135 @@
+"""Which kernels run, and who decides it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import octavo
+from octavo import backends
+from strategies import isas, running
+
+KNOWN = ("scalar", "avx2", "avx512vnni", "amx")
+
+
+def test_the_best_isa_is_chosen():
+    available = isas()
+    assert available[0] == "scalar"
+    assert available == [isa for isa in KNOWN if isa in available]  # from plain to best
+    assert set(available) <= set(backends._core.isas_built())
+    assert octavo.get_isa() == available[-1]
+
+
+def test_force_isa_and_its_undoing():
+    best = octavo.get_isa()
+    for isa in isas():
+        with octavo.force_isa(isa):
+            assert octavo.get_isa() == isa
+            with octavo.force_isa("scalar"):
+                assert octavo.get_isa() == "scalar"
+            assert octavo.get_isa() == isa
+        assert octavo.get_isa() == best
+    with pytest.raises(KeyError), octavo.force_isa("scalar"):
+        raise KeyError
+    assert octavo.get_isa() == best
+    octavo.force_isa("scalar")  # without a with block it stays
+    assert octavo.get_isa() == "scalar"
+    octavo.force_isa(best)
+
+
+def test_an_isa_that_is_not_here_is_refused():
+    available = isas()
+    for name in {*KNOWN, "sse2", "neondot", ""} - set(available):
+        with pytest.raises(ValueError, match=r"^name: expected an ISA of this machine \(scalar.*\), got "):
+            octavo.force_isa(name)
+    assert octavo.get_isa() == available[-1]
+
+
+@pytest.mark.parametrize("backend", ["native", "reference", "auto"])
+def test_use_backend(backend):
+    isas()
+    x = np.arange(12, dtype=np.float32).reshape(3, 4)
+    before = octavo.show_config()["runs"]
+    with octavo.use_backend(backend):
+        config = octavo.show_config()
+        assert config["backend"] == backend
+        assert config["runs"].startswith("reference" if backend == "reference" else "native")
+        assert octavo.quantize(x).data[2].tolist() == [92, 104, 115, 127]
+    assert octavo.show_config()["runs"] == before
+
+
+def test_the_reference_backend_runs_no_native_kernel(monkeypatch):
+    isas()
+
+    def refuse(*_):
+        raise AssertionError("a native kernel ran")
+
+    import octavo.linear
+    import octavo.pruning
+    import octavo.quantization
+
+    stub = type("Stub", (), {"__getattr__": lambda self, name: refuse})()
+    for module in (octavo.linear, octavo.pruning, octavo.quantization):
+        monkeypatch.setattr(module, "_core", stub)
+    x = np.ones((4, 8), np.float32)
+    with octavo.use_backend("reference"):
+        octavo.dequantize(*octavo.quantize(x))
+        octavo.int8_linear(x, x)
+        octavo.prune_quantize(x, sparsity=0.5)
+        octavo.prune_mask(x, pattern="row", threshold=1)
+        octavo.magnitude_threshold(x, 0.5)
+    with octavo.use_backend("native"), pytest.raises(AssertionError, match="a native kernel ran"):
+        octavo.quantize(x)
+
+
+def test_show_config_says_what_runs(capsys):
+    available = isas()
+    config = octavo.show_config()
+    printed = capsys.readouterr().out
+    assert config["octavo"] == octavo.__version__
+    assert config["numpy"] == np.__version__
+    assert config["isas_available"] == available
+    assert config["isa"] == available[-1]
+    assert config["threads"] == octavo.get_num_threads()
+    assert config["native"].endswith(".so")
+    for key in config:
+        assert key in printed
+
+
+def test_explain_names_the_kernel(capsys):
+    packed = octavo.pack_weight(np.eye(8, dtype=np.float32))
+    for isa in isas():
+        with running(isa):
+            (row,) = octavo.explain(packed)
+        assert isa in row.kernel, row
+        assert (row.shape, row.layout, row.density) == ((8, 8), "dense", 0.125)
+        assert row.nbytes == packed.nbytes
+        assert row.why
+        assert isa in capsys.readouterr().out
+    with octavo.use_backend("reference"):
+        (row,) = octavo.explain(packed)
+    assert "reference" in row.kernel
+    with pytest.raises(TypeError, match=r"expected .*got "):
+        octavo.explain(3)
+
+
+def test_a_packed_weight_serves_every_isa():
+    """Packed under one ISA or without the native module, multiplied under another: the same numbers."""
+    rng = np.random.default_rng(2)
+    weight, x = (
+        rng.standard_normal((70, 90)).astype(np.float32),
+        rng.standard_normal((9, 90)).astype(np.float32),
+    )
+    results = []
+    for packing in isas():
+        with running(packing):
+            packed = octavo.pack_weight(weight)
+        for isa in isas():
+            with running(isa):
+                results.append(octavo.int8_linear(x, packed))
+    with octavo.use_backend("reference"):
+        packed = octavo.pack_weight(weight)
+        results.append(octavo.int8_linear(x, packed))
+    results.append(octavo.int8_linear(x, packed))
+    for result in results:
+        assert result.tobytes() == results[0].tobytes()
