@@ -90,7 +90,7 @@ def run_script(
     )
 
 
-def succeed(script: str, package: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+def succeed(script: str, package: str | None = None, **environment: str):
     done = run_script(script, package, **environment)
     assert done.returncode == 0, done.stderr
     return done
