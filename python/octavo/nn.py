@@ -157,7 +157,11 @@ class Int8Linear(nn.Module):
 
 
 def _stored_form(weight: Tensor) -> Tensor:
-    return torch_ops.pack_weight(weight) if weight.device.type == "cpu" else weight
+    if weight.device.type != "cpu":
+        return weight
+    packed: Tensor = torch_ops.pack_weight(weight)
+    # torch.export saves whole storages: not a part of a larger one
+    return packed if packed.untyped_storage().nbytes() == packed.nbytes else packed.clone()
 
 
 def quantize_(

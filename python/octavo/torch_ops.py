@@ -97,7 +97,8 @@ def quantize(
     if isinstance(zero_point, int):
         zero_point = torch.full((), zero_point, dtype=torch.int32, device=x.device)
     _check_kinds(x=x, scale=scale, zero_point=zero_point)
-    seed = _seed(seed) if rounding == "stochastic" else None
+    if rounding == "stochastic":
+        seed = (_seed(seed) + 2**63) % 2**64 - 2**63  # schemas know signed 64-bit integers only
     data, found, offset = quantize_op(
         x, granularity, group_size, symmetric, scale, zero_point, rounding, seed, nonfinite
     )
@@ -513,15 +514,13 @@ def _fill_quantized(out: tuple[Tensor, ...], found: Quantized, **inputs: Any) ->
 
 
 def _fill(out: Tensor, name: str, result: Tensor, **inputs: Any) -> Tensor:
-    if torch.compiler.is_compiling() or type(out) is not Tensor:
+    if isinstance(out, Tensor) and (torch.compiler.is_compiling() or type(out) is not Tensor):
         if out.dtype != result.dtype or out.shape != result.shape:
             raise ValueError(
                 f"{name}: expected {result.dtype} {tuple(result.shape)}, got {out.dtype} {tuple(out.shape)}"
             )
     else:
-        check_out(
-            out, name, result, tuple(result.shape), dtype_name(result.dtype), {"result": result, **inputs}
-        )
+        check_out(out, name, result, tuple(result.shape), dtype_name(result.dtype), inputs)
     if result.requires_grad:
         raise ValueError(f"{name}: expected None where a gradient is wanted, got a tensor")
     return out.copy_(result)

@@ -28,6 +28,7 @@ def quantize(
     seed: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     rows, cols = _rows_cols(x)
+    x = x.contiguous()
     if granularity == "tensor":
         scale_shape: tuple[int, ...] = ()
         grouped = x.reshape(1, rows * cols)
@@ -105,7 +106,7 @@ def _uniform(n: int, seed: int, device: torch.device) -> Tensor:
 def dequantize(
     data: Tensor, scale: Tensor, zero_point: Tensor | None = None, dtype: str = "float32"
 ) -> Tensor:
-    q = data.to(torch.int32)
+    q = data.to(torch.int32).contiguous()
     if scale.ndim and scale.shape != data.shape[:-1]:
         groups = scale.shape[-1]
         q = q.reshape(*scale.shape, data.shape[-1] // groups if groups else 0)
@@ -273,7 +274,7 @@ def _expand(keep: Tensor, w: Tensor, unit_rows: int, unit_cols: int) -> Tensor:
         return torch.ones(w.shape, dtype=torch.bool, device=w.device)
     rows, cols = _rows_cols(w)
     units = keep.reshape(rows // unit_rows, 1, cols // unit_cols, 1)
-    return units.expand(-1, unit_rows, -1, unit_cols).reshape(w.shape)
+    return units.expand(-1, unit_rows, -1, unit_cols).reshape(w.shape).contiguous()
 
 
 def pack_weight(weight: Tensor) -> Tensor:
@@ -294,7 +295,7 @@ def unpack_weight(packed: Tensor, n: int, k: int) -> Tensor:
 
 
 def apply_mask(w: Tensor, mask: Tensor) -> Tensor:
-    return torch.where(mask, w, torch.zeros((), dtype=w.dtype, device=w.device))
+    return torch.where(mask, w, torch.zeros((), dtype=w.dtype, device=w.device)).contiguous()
 
 
 def _dtype(name: str) -> torch.dtype:

@@ -1,0 +1,433 @@
+"""Int8Linear, quantize_ and prune_model_: what they hold, save, compute and refuse."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+
+import pytest
+
+import octavo
+
+torch = pytest.importorskip("torch")
+
+from torch import nn  # noqa: E402
+from torch._dynamo.testing import CompileCounterWithBackend  # noqa: E402
+
+from octavo.nn import Int8Dynamic, Int8Linear, prune_model_, quantize_  # noqa: E402
+
+inductor = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # its own
+cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+quiet_cuda = pytest.mark.filterwarnings("ignore:octavo. this build has no CUDA kernels:RuntimeWarning")
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+def linear(k=40, n=24, bias=True, dtype=torch.float32):
+    return nn.Linear(k, n, bias=bias).to(dtype)
+
+
+def model():
+    return nn.Sequential(nn.Linear(40, 64), nn.GELU(), nn.Linear(64, 24, bias=False), nn.LayerNorm(24)).eval()
+
+
+def same_state(a, b):
+    assert list(a) == list(b)
+    for key, value in a.items():
+        assert value.dtype == b[key].dtype, key
+        assert torch.equal(value, b[key]), key
+
+
+# ---- Int8Linear ----
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("activation", [None, "relu", "gelu", "gelu_tanh", "silu"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("bias", [False, True])
+def test_forward_is_int8_linear(bias, dtype, activation, backend):
+    source = linear(bias=bias, dtype=dtype)
+    x = torch.randn(2, 3, 40).to(dtype)
+    with octavo.use_backend(backend):
+        layer = Int8Linear.from_float(source, activation=activation)
+        packed = octavo.pack_weight(source.weight.detach())
+        expected = octavo.int8_linear(x, packed, source.bias, activation=activation).detach()
+        assert expected.dtype == (torch.float32 if dtype == torch.float64 else dtype)
+        assert torch.equal(layer(x).detach(), expected)
+        assert torch.equal(layer(x[0, 0]).detach(), expected[0, 0])
+
+
+def test_what_a_layer_holds():
+    source = linear(dtype=torch.bfloat16).train()
+    layer = Int8Linear.from_float(source)
+    data, scale, _ = octavo.quantize(source.weight.detach())
+    assert torch.equal(layer.weight, data)
+    assert torch.equal(layer.weight_scale, scale.unsqueeze(-1))
+    assert torch.equal(layer.bias, source.bias)
+    assert layer.bias is not source.bias
+    assert layer.bias.dtype == torch.bfloat16
+    assert not layer.bias.requires_grad
+    assert layer.training
+    assert [name for name, _ in layer.named_parameters()] == ["bias"]
+    held = sum(t.nbytes for t in layer.buffers())
+    assert held < 1.1 * octavo.pack_weight(source.weight.detach()).nbytes
+    assert repr(layer) == "Int8Linear(in_features=40, out_features=24, bias=True)"
+    assert "activation='gelu'" in repr(Int8Linear(3, 2, activation="gelu"))
+    assert torch.equal(Int8Linear(3, 2)(torch.ones(1, 3)), torch.zeros(1, 2))
+
+
+def test_state_dict_holds_the_logical_values_and_loading_packs_them():
+    layer = Int8Linear.from_float(linear())
+    state = layer.state_dict()
+    assert {key: (value.dtype, tuple(value.shape)) for key, value in state.items()} == {
+        "weight": (torch.int8, (24, 40)),
+        "weight_scale": (torch.float32, (24, 1)),
+        "bias": (torch.float32, (24,)),
+    }
+    x = torch.randn(3, 40)
+    for assign in (False, True):
+        other = Int8Linear(40, 24)
+        other(x)
+        assert other.load_state_dict(state, assign=assign) == ([], [])
+        assert torch.equal(other(x), layer(x))
+        same_state(other.state_dict(), state)
+    state["weight"].zero_()
+    assert layer.weight.any()
+    assert other.weight.any()
+
+
+def test_state_dict_of_a_model_round_trips_through_a_file():
+    trained = quantize_(model())
+    file = io.BytesIO()
+    torch.save(trained.state_dict(), file)
+    file.seek(0)
+    fresh = quantize_(model())
+    fresh.load_state_dict(torch.load(file, weights_only=True))
+    x = torch.randn(3, 40)
+    assert torch.equal(fresh(x), trained(x))
+    same_state(fresh.state_dict(), trained.state_dict())
+
+
+def test_load_state_dict_refuses_what_does_not_fit():
+    layer = Int8Linear(40, 24)
+    state = layer.state_dict()
+    for weight in (torch.zeros(24, 40), torch.zeros(24, 41, dtype=torch.int8)):
+        with pytest.raises(RuntimeError, match=r"weight: expected int8 \(24, 40\), got"):
+            layer.load_state_dict({**state, "weight": weight})
+    del state["weight"]
+    with pytest.raises(RuntimeError, match=r'Missing key.*"weight"'):
+        layer.load_state_dict(state)
+    assert layer.load_state_dict(state, strict=False).missing_keys == ["weight"]
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        layer.load_state_dict({**Int8Linear(40, 24).state_dict(), "other": torch.zeros(1)})
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_copies_are_independent_and_equal(used):
+    layer = Int8Linear.from_float(linear(bias=False), activation="silu")
+    x = torch.randn(3, 40)
+    if used:
+        layer(x)
+    file = io.BytesIO()
+    torch.save(layer, file)
+    file.seek(0)
+    copies = [copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), torch.load(file, weights_only=False)]
+    expected = layer(x)
+    for each in copies:
+        same_state(each.state_dict(), layer.state_dict())
+        assert torch.equal(each(x), expected)
+        each.weight_scale.zero_()
+        assert not each(x).any()
+    assert torch.equal(layer(x), expected)
+
+
+@pytest.mark.parametrize("cast", ["bfloat16", "half", "double"])
+def test_casts_change_the_bias_only(cast):
+    layer = Int8Linear.from_float(linear())
+    before = layer.state_dict()
+    layer(torch.randn(1, 40))
+    getattr(layer, cast)()
+    after = layer.state_dict()
+    assert torch.equal(after["weight"], before["weight"])
+    assert torch.equal(after["weight_scale"], before["weight_scale"])
+    assert after["weight_scale"].dtype == torch.float32
+    assert after["bias"].dtype != torch.float32
+    x = torch.randn(3, 40).to(after["bias"].dtype)
+    assert layer(x).dtype == (torch.float32 if x.dtype == torch.float64 else x.dtype)
+
+
+def test_meta_layers_come_to_life_when_loaded():
+    state = Int8Linear.from_float(linear()).state_dict()
+    with torch.device("meta"):
+        layer = Int8Linear(40, 24)
+    assert layer.weight.is_meta
+    layer.to_empty(device="cpu").load_state_dict(state)
+    same_state(layer.state_dict(), state)
+    other = Int8Linear(40, 24, device="meta")
+    other.load_state_dict(state, assign=True)
+    x = torch.randn(2, 40)
+    assert torch.equal(other(x), layer(x))
+
+
+def test_changes_in_place_are_seen():
+    layer = Int8Linear.from_float(linear(bias=False))
+    x = torch.randn(2, 40)
+    y = layer(x)
+    layer.weight_scale.mul_(2)
+    assert torch.equal(layer(x), 2 * y)
+    layer.weight_scale = layer.weight_scale / 2
+    assert torch.equal(layer(x), y)
+
+
+def test_gradients_reach_the_input():
+    layer = Int8Linear.from_float(linear())
+    x = torch.randn(3, 40, requires_grad=True)
+    layer(x).sum().backward()
+    weight = layer.weight.float() * layer.weight_scale
+    torch.testing.assert_close(x.grad, torch.ones(3, 24) @ weight)
+    assert layer.bias.grad is None
+
+
+def test_errors_of_a_layer():
+    with pytest.raises(ValueError, match="activation: expected"):
+        Int8Linear(3, 2, activation="tanh")
+    with pytest.raises(TypeError, match=r"linear: expected a torch.nn.Linear, got ReLU"):
+        Int8Linear.from_float(nn.ReLU())
+    with pytest.raises(TypeError, match=r"config: expected an octavo.Int8Dynamic, got 'int8'"):
+        Int8Linear.from_float(linear(), "int8")
+    source = linear()
+    source.weight.data[3, 4] = float("inf")
+    with pytest.raises(ValueError, match=r"expected finite values, got 1 .*first at \(3, 4\)"):
+        Int8Linear.from_float(source)
+    with pytest.raises(ValueError, match=r"x: expected shape \(\.\.\., 40\)"):
+        Int8Linear(40, 24)(torch.zeros(2, 41))
+    with pytest.raises(TypeError, match="x: expected dtype"):
+        Int8Linear(40, 24)(torch.zeros(2, 40, dtype=torch.int64))
+
+
+# ---- tracing ----
+
+
+@inductor
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiled_layers_equal_eager_ones(backend, dtype):
+    # without the float layers of model(), which inductor rounds differently
+    small = nn.Sequential(linear(40, 64), linear(64, 24, bias=False)).eval().to(dtype)
+    quantize_(small)
+    x = torch.randn(5, 40).to(dtype)
+    with torch.no_grad():
+        compiled = torch.compile(small, fullgraph=True, backend=backend)
+        assert torch.equal(compiled(x), small(x))
+
+
+def test_compiled_models_take_any_batch_without_recompiling():
+    counter = CompileCounterWithBackend("aot_eager")
+    quantized = quantize_(model())
+    compiled = torch.compile(quantized, fullgraph=True, backend=counter, dynamic=True)
+    with torch.no_grad():
+        compiled(torch.randn(4, 40))
+        count = counter.frame_count  # 2: torch compiles a LayerNorm anew once it knows its eps
+        for batch in (2, 33, 64):
+            x = torch.randn(batch, 40)
+            assert torch.equal(compiled(x), quantized(x))
+    assert counter.frame_count == count
+
+
+def test_compiled_training_step():
+    quantized = quantize_(nn.Sequential(linear(40, 64), nn.GELU(), linear(64, 24)))
+    x = torch.randn(5, 40, requires_grad=True)
+    quantized(x).square().sum().backward()
+    expected, x.grad = x.grad, None
+    torch.compile(quantized, fullgraph=True, backend="aot_eager")(x).square().sum().backward()
+    assert torch.equal(x.grad, expected)
+
+
+def test_export_round_trip():
+    quantized = quantize_(model())
+    x = torch.randn(5, 40)
+    batch = torch.export.Dim("batch", min=1, max=1024)
+    program = torch.export.export(quantized, (x,), dynamic_shapes=({0: batch},))
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    loaded = torch.export.load(file).module()
+    for n in (5, 1, 32):
+        x = torch.randn(n, 40)
+        assert torch.equal(loaded(x), quantized(x))
+
+
+# ---- quantize_ ----
+
+
+def test_quantize_replaces_linears_in_place():
+    m = model()
+    x = torch.randn(16, 40)
+    expected = m(x)
+    assert quantize_(m, Int8Dynamic()) is m
+    assert [type(child) for child in m] == [Int8Linear, nn.GELU, Int8Linear, nn.LayerNorm]
+    assert not m[0].training
+    assert torch.nn.functional.cosine_similarity(m(x), expected).min() > 0.999
+
+
+def test_quantize_filters_by_module_and_name():
+    m = nn.ModuleDict({"encoder": model(), "head": linear()})
+    seen = []
+
+    def keep_heads(module, fqn):
+        seen.append(fqn)
+        assert isinstance(module, nn.Linear)
+        return fqn != "head"
+
+    quantize_(m, filter_fn=keep_heads)
+    assert seen == ["encoder.0", "encoder.2", "head"]
+    assert type(m["head"]) is nn.Linear
+    assert type(m["encoder"][0]) is Int8Linear
+
+
+def test_shared_modules_stay_shared():
+    shared = linear(40, 40)
+    m = nn.ModuleDict({"a": shared, "b": shared, "c": nn.Sequential(shared, linear(40, 40))})
+    quantize_(m)
+    assert type(m["a"]) is Int8Linear
+    assert m["a"] is m["b"]
+    assert m["a"] is m["c"][0]
+    assert m["a"] is not m["c"][1]
+
+
+def test_a_lone_linear_is_returned_new():
+    source = linear()
+    layer = quantize_(source)
+    assert type(layer) is Int8Linear
+    assert type(source) is nn.Linear
+
+
+def test_nothing_to_quantize_is_an_error():
+    for m in (nn.Sequential(nn.ReLU()), quantize_(model())):
+        with pytest.raises(ValueError, match=r"model: expected at least one torch.nn.Linear"):
+            quantize_(m)
+    with pytest.raises(ValueError, match="that filter_fn accepts"):
+        quantize_(model(), filter_fn=lambda module, fqn: False)
+    with pytest.raises(TypeError, match="config: expected"):
+        quantize_(model(), "int8")
+
+
+def test_a_failure_leaves_the_model_as_it_was():
+    m = model()
+    m[2].weight.data[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="model: layer '2': x: expected finite values"):
+        quantize_(m)
+    assert [type(child) for child in m] == [nn.Linear, nn.GELU, nn.Linear, nn.LayerNorm]
+
+
+def test_linears_with_a_forward_of_their_own_stay():
+    class Doubled(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    class Named(nn.Linear):
+        pass
+
+    m = nn.Sequential(Doubled(4, 4), Named(4, 4))
+    quantize_(m)
+    assert [type(child) for child in m] == [Doubled, Int8Linear]
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")  # of the float run
+@pytest.mark.parametrize("padding", [False, True])
+def test_torch_transformers_leave_their_fused_path(padding):
+    layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+    m = nn.TransformerEncoder(layer, 2).eval()
+    x = torch.randn(3, 7, 32)
+    mask = torch.arange(7) >= torch.tensor([[7], [5], [6]]) if padding else None
+    with torch.no_grad():
+        expected = m(x, src_key_padding_mask=mask)
+        quantize_(m)
+        actual = m(x, src_key_padding_mask=mask)
+        if padding:
+            expected, actual = expected[~mask], actual[~mask]
+    assert isinstance(m.layers[0].linear1, Int8Linear)
+    assert torch.nn.functional.cosine_similarity(actual, expected, dim=-1).min() > 0.99
+
+
+# ---- prune_model_ ----
+
+
+def weights(m):
+    return [child.weight.detach().clone() for child in m.modules() if isinstance(child, nn.Linear)]
+
+
+def test_prune_model_selects_over_all_weights_or_in_each():
+    m = model()
+    before = weights(m)
+    norm = m[3].weight.detach().clone()
+    assert prune_model_(m, sparsity=0.5) is m
+    for after, expected in zip(weights(m), octavo.prune(before, sparsity=0.5), strict=True):
+        assert torch.equal(after, expected)
+    assert torch.equal(m[3].weight, norm)
+
+    m = model()
+    before = weights(m)
+    prune_model_(m, sparsity=0.5, scope="layer")
+    for after, expected in zip(weights(m), before, strict=True):
+        assert torch.equal(after, octavo.prune(expected, sparsity=0.5))
+
+
+@pytest.mark.parametrize("select", [{"pattern": "2:4"}, {"threshold": 0.1}, {"ratio": 0.5}])
+def test_prune_model_passes_the_selection_on(select):
+    m = model()
+    before = weights(m)
+    prune_model_(m, **select)
+    for after, expected in zip(weights(m), octavo.prune(before, **select), strict=True):
+        assert torch.equal(after, expected)
+
+
+def test_prune_model_filters_and_prunes_shared_weights_once():
+    m = nn.ModuleDict(
+        {"conv": nn.Conv1d(4, 8, 3), "a": linear(), "b": linear(), "embedding": nn.Embedding(5, 4)}
+    )
+    m["b"].weight = m["a"].weight
+    prune_model_(m, sparsity=0.5, scope="layer", filter_fn=lambda module, fqn: fqn != "embedding")
+    assert m["conv"].weight.count_nonzero() == 48
+    assert m["a"].weight.count_nonzero() == 480
+    assert m["embedding"].weight.count_nonzero() == 20
+    assert m["a"].weight.requires_grad
+
+
+def test_errors_of_prune_model():
+    with pytest.raises(ValueError, match="scope: expected 'global' or 'layer', got 'all'"):
+        prune_model_(model(), sparsity=0.5, scope="all")
+    with pytest.raises(ValueError, match="model: expected at least one module with a float weight"):
+        prune_model_(quantize_(nn.Sequential(linear())), sparsity=0.5)
+    with pytest.raises(ValueError, match="exactly one of threshold, ratio and sparsity"):
+        prune_model_(model())
+
+
+def test_pruned_then_quantized_weights_stay_zero():
+    m = prune_model_(model(), sparsity=0.7)
+    zero = m[0].weight == 0
+    quantize_(m)
+    assert not m[0].weight[zero].any()
+
+
+# ---- CUDA ----
+
+
+@cuda
+@quiet_cuda
+def test_layers_move_to_cuda_and_back():
+    layer = Int8Linear.from_float(linear())
+    x = torch.randn(3, 40)
+    state, expected = copy.deepcopy(layer.state_dict()), layer(x)
+    layer.cuda()
+    assert layer.weight.is_cuda
+    assert torch.equal(layer(x.cuda()).cpu(), expected)
+    layer.cpu()
+    same_state(layer.state_dict(), state)
+    assert torch.equal(layer(x), expected)
+    moved = Int8Linear.from_float(linear().cuda())
+    assert moved(x.cuda()).is_cuda
