@@ -39,11 +39,11 @@ _C_CONTIGUOUS_ALIGNED = 0x101  # NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_ALIGNED
 
 
 def kind_of(**arrays: Array) -> str:
-    """The one kind, "numpy" or "torch", of all arrays given (None is skipped). TypeError on mixed ones."""
+    """The one kind, "numpy" or "torch", of all arrays; None may follow the first. TypeError on a mix."""
     first_name = first_kind = ""
     device: Any = None
     for name, array in arrays.items():
-        if array is None:
+        if array is None and first_kind:
             continue
         kind = _kinds.get(type(array)) or _learn_kind(array, name)
         if not first_kind:
@@ -97,9 +97,8 @@ def _learn_kind(x: object, name: str) -> str:
             _names.update({dtype: n for n, dtype in _torch_names.items()})
         _kinds[cls] = "torch"
     else:
-        raise TypeError(
-            f"{name}: expected a numpy.ndarray or torch.Tensor, got {cls.__module__}.{cls.__qualname__}"
-        )
+        got = cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
+        raise TypeError(f"{name}: expected a numpy.ndarray or torch.Tensor, got {got}")
     return _kinds[cls]
 
 
@@ -327,7 +326,7 @@ def check_out(
         _check_no_internal_overlap(out, name)
     low, high = byte_range(out)
     for other, array in inputs.items():
-        if array is not None:
+        if type(array) in _kinds:  # not None, and not a number
             other_low, other_high = byte_range(array)
             if low < other_high and other_low < high:
                 raise ValueError(f"{name}: expected memory apart from {other}, got bytes that overlap it")

@@ -93,6 +93,7 @@ def _int_mm(a: Array, b: Array | PackedWeight, out: Array | None = None) -> Arra
         kind_of(a=a, b=b.buffer)
         n, k = b.shape
     else:
+        kind_of(b=b)
         kind_of(a=a, b=b)
         check_dtype(b, "b", "int8")
         if b.ndim != 2:
@@ -261,16 +262,16 @@ def _scaled_int_mm(
     n, k, weight, weight_scale = _operand(weight, weight_scale)
     kind_of(a=a, weight=weight, weight_scale=weight_scale, bias=bias)
     low, high = _check_integers(a, k, a_zero_point)
+    inputs = {"a": a, "a_scale": a_scale, "weight": weight, "bias": bias, "a_zero_point": a_zero_point}
     a_scale = _per_row(a_scale, "a_scale", "float32", a)
     if a_zero_point is not None:
         a_zero_point = _per_row(a_zero_point, "a_zero_point", "int32", a)
-        if not ((a_zero_point >= low) & (a_zero_point <= high)).all():
-            raise ValueError(f"a_zero_point: expected values in [{low}, {high}], got others")
     name = _out_dtype(out_dtype)
     activation_code, bias_code = _check_epilogue(n, weight_scale, bias, activation, name)
     if out is not None:
-        inputs = {"a": a, "a_scale": a_scale, "weight": weight, "weight_scale": weight_scale, "bias": bias}
-        check_out(out, "out", a, (*a.shape[:-1], n), name, inputs)
+        check_out(out, "out", a, (*a.shape[:-1], n), name, {**inputs, "weight_scale": weight_scale})
+    if a_zero_point is not None and not ((a_zero_point >= low) & (a_zero_point <= high)).all():
+        raise ValueError(f"a_zero_point: expected values in [{low}, {high}], got others")
     if not runs_native(a):
         plain = unpack_buffer(weight, n, k) if weight.ndim == 1 else weight
         result = reference_for(a).scaled_int_mm(
@@ -382,6 +383,7 @@ def _per_row(value: Any, name: str, dtype: str, a: Array) -> Array:
     """A contiguous array with one value per row of a, from one of that shape, or from one value for all."""
     rows = tuple(a.shape[:-1])
     if not is_number(value, dtype):
+        kind_of(**{name: value})
         kind_of(a=a, **{name: value})
         check_dtype(value, name, dtype)
         if tuple(value.shape) == rows:

@@ -139,6 +139,7 @@ def _masks(
 ) -> list[Array]:
     kind_of(**dict(zip(names, ws, strict=True)))
     for w, name in zip(ws, names, strict=True):
+        kind_of(**{name: w})
         float_code(w, name)
         _check_units(w, name, chosen)
         if nonfinite == "raise":
@@ -181,14 +182,14 @@ def _native_masks(ws: list[Array], masks: list[Array], chosen: Selection) -> lis
         k = round(chosen.sparsity * sum(n for _, _, n in segments))
         key, ties = _core.magnitude_select(segments, k, threads) if k else (0, 0)
     else:
-        with np.errstate(over="ignore"):
-            if chosen.ratio is not None:
-                limit = np.float32(chosen.ratio) * np.float32(_core.max_magnitude(segments, threads))
-            else:
-                limit = np.float32(chosen.threshold)
-        # a tiny negative threshold must not round to 0, which prunes zeros
-        keeps_all = chosen.threshold is not None and chosen.threshold < 0
-        key, ties = (0, 0) if keeps_all else (int(abs(limit).view(np.uint32)), _ALL_TIES)
+        if chosen.ratio is not None:
+            # exact in float64 and rounded once, as one float32 product is
+            limit = _from_bits(_f32_bits(chosen.ratio)) * _core.max_magnitude(segments, threads)
+        else:
+            assert chosen.threshold is not None
+            limit = chosen.threshold
+        # a negative threshold keeps everything, even one that would round to 0 and prune the zeros
+        key, ties = (0, 0) if limit < 0 else (_f32_bits(limit), _ALL_TIES)
     _core.prune_mask(
         [(*segment, pointer(mask)) for segment, mask in zip(segments, masks, strict=True)], key, ties, threads
     )
@@ -257,7 +258,7 @@ def magnitude_threshold(w: Array | Sequence[Array], sparsity: float) -> float:
     ws = [contiguous(each) for each in ws]
     segments = [(pointer(each), code, _size(each)) for each, code in zip(ws, codes, strict=True)]
     key, _ = _core.magnitude_select(segments, k, backends.get_num_threads())
-    return float(np.uint32(key).view(np.float32))
+    return _from_bits(key)
 
 
 # ---- pruning ----
@@ -476,6 +477,19 @@ def _check_units(w: Array, name: str, chosen: Selection) -> None:
             f"{name}: expected a 2-D view of whole {chosen.units[0]} x {chosen.units[1]} blocks for "
             f"pattern={chosen.pattern!r}, got {rows} x {cols}"
         )
+
+
+def _f32_bits(value: float) -> int:
+    """The bits of value >= 0 as float32; in integers where that is a denormal, which a caller may flush."""
+    if value < 2.0**-126:
+        return round(value * 2.0**149)
+    with np.errstate(over="ignore"):
+        return int(np.float32(value).view(np.uint32))
+
+
+def _from_bits(bits: int) -> float:
+    """The float32 of these bits."""
+    return bits * 2.0**-149 if bits < 0x00800000 else float(np.uint32(bits).view(np.float32))
 
 
 def _shape_2d(w: Array) -> tuple[int, int]:

@@ -121,9 +121,10 @@ def _quantize(
     elif nonfinite != "clamp":
         raise ValueError(f"nonfinite: expected 'clamp' or 'raise', got {nonfinite!r}")
     given = scale is not None
+    inputs = {"x": x, "scale": scale, "zero_point": zero_point}
     if given or zero_point is not None:
         scale, zero_point = _static(x, scale_shape, symmetric, scale, zero_point)
-    outs = _outs(x, scale_shape, symmetric, out, {"x": x, "scale": scale, "zero_point": zero_point})
+    outs = _outs(x, scale_shape, symmetric, out, inputs)
 
     if not runs_native(x):
         if mask is not None:
@@ -351,6 +352,7 @@ def _dequantize(
         scale = _parameter(scale, "scale", "float32", (), data)
     if is_number(zero_point, "int32"):
         zero_point = _parameter(zero_point, "zero_point", "int32", (), data)
+    kind_of(scale=scale)
     kind_of(data=data, scale=scale, zero_point=zero_point)
     check_dtype(data, "data", "int8")
     check_dtype(scale, "scale", "float32")
