@@ -332,9 +332,10 @@ def test_linears_with_a_forward_of_their_own_stay():
     class Named(nn.Linear):
         pass
 
-    m = nn.Sequential(Doubled(4, 4), Named(4, 4))
+    m = nn.Sequential(Doubled(4, 4), Named(4, 4), nn.Linear(4, 4))
+    m[2].forward = m[1].forward
     quantize_(m)
-    assert [type(child) for child in m] == [Doubled, Int8Linear]
+    assert [type(child) for child in m] == [Doubled, Int8Linear, nn.Linear]
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")  # of the float run

@@ -188,7 +188,7 @@ def test_out_is_filled_in_a_compiled_function():
 
 
 def test_errors_while_tracing_name_the_argument():
-    x = floats(4, 16)
+    x, packed = floats(4, 16), octavo.pack_weight(floats(5, 16))
     cases = [
         (lambda: octavo.quantize(x, granularity="rows"), "granularity: expected 'row'"),
         (
@@ -198,6 +198,8 @@ def test_errors_while_tracing_name_the_argument():
         (lambda: octavo.prune_mask(x, pattern="3:5"), "last axis divisible by 5"),
         (lambda: octavo.prune_mask(x), "exactly one of threshold, ratio and sparsity"),
         (lambda: octavo.int_mm(x, x), "expected shapes"),
+        (lambda: octavo.int8_linear(x, packed, activation="tanh"), "activation: expected"),
+        (lambda: octavo.int8_linear(x, packed, x[0]), "bias: expected shape"),
     ]
     for call, message in cases:
         with pytest.raises(Exception, match=message):

@@ -20,7 +20,10 @@ Filter = Callable[[nn.Module, str], bool]
 
 @dataclass(frozen=True)
 class Int8Dynamic:
-    """int8 weights with one scale per output row; activations quantized per row, in every call."""
+    """int8 weights with one scale per output row; activations quantized per row, in every call.
+
+    Weights and activations are symmetric; biases stay in the model's dtype.
+    """
 
 
 _DEFAULT = Int8Dynamic()
@@ -153,7 +156,7 @@ class Int8Linear(nn.Module):
             return
         assign = local_metadata.get("assign_to_params_buffers", False)
         device = weight.device if assign else self._stored.device
-        self._stored = _stored_form(weight.detach().to(device, copy=True))
+        self._stored = _stored_form(weight.detach().to(device, copy=device.type != "cpu"))  # packing copies
 
 
 def _stored_form(weight: Tensor) -> Tensor:
@@ -171,7 +174,7 @@ def quantize_(
 
     filter_fn(module, fqn) chooses among the torch.nn.Linear modules (default: all). A module used in several
     places stays one module; filter_fn sees it under its first name. A model that is a Linear itself comes
-    back as a new module. Layers whose class overrides Linear.forward, and the out_proj that
+    back as a new module. Layers with a forward of their own, and the out_proj that
     torch.nn.MultiheadAttention reads without calling it, stay float. ValueError if there is nothing to
     replace, or for a weight with NaN or Inf; the model is unchanged then.
     """
@@ -190,6 +193,7 @@ def quantize_(
         for name, child in module._modules.items():
             if child is not None and id(child) in new:
                 module._modules[name] = new[id(child)]
+    for module in model.modules():
         _leave_fused_path(module)
     return new.get(id(model), model)
 
@@ -204,14 +208,16 @@ def _is_plain_linear(module: nn.Module) -> bool:
         isinstance(module, nn.Linear)
         and not isinstance(module, NonDynamicallyQuantizableLinear)
         and type(module).forward is nn.Linear.forward
+        and "forward" not in module.__dict__
     )
 
 
 def _leave_fused_path(module: nn.Module) -> None:
     # in eval mode these two hand the weights of their linears to a fused float kernel and call no linear
+    if not any(isinstance(child, Int8Linear) for child in module.modules()):
+        return
     if isinstance(module, nn.TransformerEncoderLayer):
-        if isinstance(module.linear1, Int8Linear) or isinstance(module.linear2, Int8Linear):
-            module.activation_relu_or_gelu = 0
+        module.activation_relu_or_gelu = 0
     elif isinstance(module, nn.TransformerEncoder):
         module.use_nested_tensor = False
 

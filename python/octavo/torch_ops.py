@@ -14,6 +14,7 @@ from torch import Tensor
 
 from . import ops
 from .arrays import FLOATS, as_dtype_name, check_out, dtype_name, kind_of
+from .linear import _OUT_DTYPES, ACTIVATIONS
 from .packed import PackedWeight, packed_nbytes
 from .pruning import _check_units, _number, _selection
 from .quantization import Quantized, _grouping, _seed
@@ -97,8 +98,8 @@ def quantize(
     if isinstance(zero_point, int):
         zero_point = torch.full((), zero_point, dtype=torch.int32, device=x.device)
     _check_kinds(x=x, scale=scale, zero_point=zero_point)
-    if rounding == "stochastic":
-        seed = (_seed(seed) + 2**63) % 2**64 - 2**63  # schemas know signed 64-bit integers only
+    # schemas know signed 64-bit integers only
+    seed = (_seed(seed) + 2**63) % 2**64 - 2**63 if rounding == "stochastic" else None
     data, found, offset = quantize_op(
         x, granularity, group_size, symmetric, scale, zero_point, rounding, seed, nonfinite
     )
@@ -211,11 +212,23 @@ unpack_weight = _define(
 )
 
 
-def _linear_fake(x: Tensor, weight: Tensor, n: int, activation: str | None, out_dtype: torch.dtype) -> Tensor:
+def _linear_fake(
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    activation: str | None,
+    out_dtype: torch.dtype,
+) -> Tensor:
+    n = weight_scale.numel()
     if not x.dim() or (weight.dim() == 2 and x.shape[-1] != weight.shape[1]):
         raise ValueError(
             f"expected [..., K] times a weight [N, K], got {tuple(x.shape)} and {tuple(weight.shape)}"
         )
+    if bias is not None and bias.shape != (n,):
+        raise ValueError(f"bias: expected shape {(n,)}, got {tuple(bias.shape)}")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation: expected one of {tuple(ACTIVATIONS)}, got {activation!r}")
     return x.new_empty((*x.shape[:-1], n), dtype=out_dtype)
 
 
@@ -230,7 +243,7 @@ def _int8_linear_fake(
 ) -> Tensor:
     if out_dtype is None:
         out_dtype = torch.float32 if x.dtype == torch.float64 else x.dtype
-    return _linear_fake(x, weight, weight_scale.numel(), activation, out_dtype)
+    return _linear_fake(x, weight, weight_scale, bias, activation, out_dtype)
 
 
 def _int8_linear(
@@ -319,7 +332,7 @@ def _scaled_int_mm_fake(
     activation: str | None = None,
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    return _linear_fake(a, weight, weight_scale.numel(), activation, out_dtype or torch.float32)
+    return _linear_fake(a, weight, weight_scale, bias, activation, out_dtype or torch.float32)
 
 
 def _scaled_int_mm(
@@ -484,8 +497,6 @@ def prune_quantize(
 
 
 # ---- arguments ----
-
-_OUT_DTYPES = ("float32", "float16", "bfloat16", "int32")
 
 
 def _dtype(dtype: Any, name: str, allowed: Sequence[str]) -> torch.dtype:
