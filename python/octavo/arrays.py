@@ -30,7 +30,10 @@ _kinds: dict[type, str] = {np.ndarray: "numpy"}
 _numpy_dtypes: dict[str, Any] = {n: np.dtype(n) for n in (*FLOATS, *_OTHERS) if n != "bfloat16"}
 _torch_names: dict[str, Any] = {}  # torch's dtypes, and its layout "strided"
 _names: dict[Any, str] = {dtype: name for name, dtype in _numpy_dtypes.items()}
-_float_codes: dict[Any, int] = {}
+FLOAT_CODES: dict[Any, int] = {}
+_plain_tensors: set[type] = (
+    set()
+)  # torch.Tensor and Parameter: no subclasses, which may want to see their calls
 
 _C_CONTIGUOUS_ALIGNED = 0x101  # NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_ALIGNED
 
@@ -64,11 +67,11 @@ def plain_together(x: Array, y: Array, z: Array | None) -> bool:
     """Whether these are NumPy arrays or strided CPU tensors: the common answer of kind_of, quickly."""
     if type(x) is np.ndarray:
         return type(y) is np.ndarray and (z is None or type(z) is np.ndarray)
-    return _is_cpu_tensor(x) and _is_cpu_tensor(y) and (z is None or _is_cpu_tensor(z))
-
-
-def _is_cpu_tensor(x: Array) -> bool:
-    return _kinds.get(type(x)) == "torch" and x.is_cpu and x.layout is _torch_names["strided"]
+    if _kinds.get(type(x)) != "torch" or _kinds.get(type(y)) != "torch":
+        return False
+    if not x.is_cpu or not y.is_cpu or x.layout is not _torch_names["strided"]:
+        return False
+    return z is None or (_kinds.get(type(z)) == "torch" and z.is_cpu and z.layout is _torch_names["strided"])
 
 
 _CLASS = {"numpy": "numpy.ndarray", "torch": "torch.Tensor"}
@@ -93,13 +96,18 @@ def _learn_kind(x: object, name: str) -> str:
         _kinds[cls] = "numpy"
     elif torch is not None and isinstance(x, torch.Tensor):
         if not _torch_names:
-            _torch_names.update({n: getattr(torch, n) for n in (*FLOATS, *_OTHERS, "strided")})
-            _names.update({dtype: n for n, dtype in _torch_names.items()})
+            _learn_torch(torch)
         _kinds[cls] = "torch"
     else:
         got = cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
         raise TypeError(f"{name}: expected a numpy.ndarray or torch.Tensor, got {got}")
     return _kinds[cls]
+
+
+def _learn_torch(torch: Any) -> None:
+    _torch_names.update({n: getattr(torch, n) for n in (*FLOATS, *_OTHERS, "strided")})
+    _names.update({dtype: n for n, dtype in _torch_names.items()})
+    _plain_tensors.update((torch.Tensor, torch.nn.Parameter))
 
 
 def _numpy_bfloat16() -> Any:
@@ -128,12 +136,12 @@ def dtype_name(dtype: Any) -> str:
 
 def float_code(x: Array, name: str) -> int:
     """The dtype code of a float array. TypeError for other dtypes, byte-swapped ones included."""
-    code = _float_codes.get(x.dtype)
+    code = FLOAT_CODES.get(x.dtype)
     if code is None:
         got = dtype_name(x.dtype)
         if got not in FLOATS:
             raise TypeError(f"{name}: expected dtype float32, float16, bfloat16 or float64, got {got}")
-        code = _float_codes[x.dtype] = DTYPE_CODES[got]
+        code = FLOAT_CODES[x.dtype] = DTYPE_CODES[got]
     return code
 
 
@@ -211,6 +219,21 @@ def copy_contiguous(x: Array) -> Array:
         if isinstance(x, np.ndarray)
         else x.detach().resolve_neg().clone(memory_format=sys.modules["torch"].contiguous_format)
     )
+
+
+def plain_address(x: Array, like: Array) -> int:
+    """The address of x, quickly, if it is contiguous, aligned, of like's kind and on the CPU; else 0."""
+    cls = type(x)
+    if cls is np.ndarray:
+        if type(like) is not cls or x.flags.num & _C_CONTIGUOUS_ALIGNED != _C_CONTIGUOUS_ALIGNED:
+            return 0
+        return _core.address(x)
+    if cls not in _plain_tensors or not x.is_cpu or x.layout is not _torch_names["strided"]:
+        return 0
+    if type(like) is np.ndarray or not x.is_contiguous() or x.is_neg():
+        return 0
+    address: int = x.data_ptr()
+    return 0 if address & 7 else address
 
 
 def contiguous(x: Array) -> Array:
@@ -394,17 +417,22 @@ def needs_dispatcher(*arrays: object) -> bool:
         return False
     if torch.compiler.is_compiling():
         return True
+    if not _plain_tensors:
+        _learn_torch(torch)
     found = False
     for x in arrays:
-        cls = type(x)
-        if cls is torch.Tensor or cls is torch.nn.Parameter:
-            found = True
+        if type(x) in _plain_tensors:
             if not x.is_cpu or (x.requires_grad and torch.is_grad_enabled()):  # type: ignore[attr-defined]
                 return True
+            found = True
         elif isinstance(x, torch.Tensor):
             return True
-    c = torch._C  # a dispatch mode, a functorch transform or jit.trace watches the calls of this thread
-    return found and bool(
+    if not found:
+        return False
+    c = (
+        torch._C
+    )  # a dispatch mode, a functorch transform and jit.trace want to see every call of their thread
+    return bool(
         c._len_torch_dispatch_stack()
         or c._functorch.peek_interpreter_stack() is not None
         or c._get_tracing_state() is not None

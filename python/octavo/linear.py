@@ -9,6 +9,7 @@ import numpy as np
 from . import backends
 from .arrays import (
     DTYPE_CODES,
+    FLOAT_CODES,
     FLOATS,
     Array,
     as_dtype_name,
@@ -24,6 +25,7 @@ from .arrays import (
     is_number,
     kind_of,
     needs_dispatcher,
+    plain_address,
     plain_together,
     pointer,
     pointer_of,
@@ -34,7 +36,8 @@ from .backends import _core
 from .packed import MAX_K, MAX_K_UNSIGNED, PackedWeight, check_scale, pack_buffer, read_header, unpack_buffer
 from .quantization import Quantized, quantize, reference_for, runs_native
 
-ACTIVATIONS = {None: 0, "relu": 1, "gelu": 2, "gelu_tanh": 3, "silu": 4}
+_ACTIVATION_NAMES = ("relu", "gelu", "gelu_tanh", "silu")
+ACTIVATIONS: dict[str | None, int] = {None: 0, "relu": 1, "gelu": 2, "gelu_tanh": 3, "silu": 4}
 LAYOUTS = ("auto", "dense", "bitmask", "block")
 _OUT_DTYPES = ("float32", "float16", "bfloat16", "int32")
 
@@ -155,12 +158,12 @@ def _int8_linear(
     out: Array | None = None,
 ) -> Array:
     """int8_linear, without torch's dispatcher; weight: also a packed buffer or int8 [N, K], with scale."""
-    if type(weight) is PackedWeight:
-        n, k, weight, weight_scale = weight.operands
-    else:
-        n, k, weight, weight_scale = _operand(weight, weight_scale)
-    if not plain_together(x, weight, bias):
-        kind_of(x=x, weight=weight, bias=bias)
+    if type(weight) is PackedWeight and out_dtype is None and out is None and backends.native:
+        result = _tiny_int8_linear(x, weight, bias, activation)
+        if result is not None:
+            return result
+    n, k, weight, weight_scale = _operand(weight, weight_scale)
+    kind_of(x=x, weight=weight, bias=bias)
     x_code = float_code(x, "x")
     shape = x.shape
     if not shape or shape[-1] != k:
@@ -204,6 +207,54 @@ def _int8_linear(
         backends.get_num_threads(),
     )
     return result if out is None else store(out, result)
+
+
+def _tiny_int8_linear(x: Array, weight: PackedWeight, bias: Array | None, activation: str | None) -> Array:
+    """What _int8_linear does for contiguous [M, K] of the usual dtypes, or None where it is anything else.
+
+    It repeats the checks of _int8_linear without its function calls, which cost more than a tiny product.
+    """
+    n, k, buffer, scale = weight.operands
+    x_address = plain_address(x, buffer)
+    if not x_address or scale is None or (activation is not None and activation not in _ACTIVATION_NAMES):
+        return None
+    shape, code = x.shape, FLOAT_CODES.get(x.dtype, 3)
+    if len(shape) != 2 or shape[1] != k or code == 3:
+        return None
+    bias_address = bias_code = 0
+    if bias is not None:
+        bias_address = plain_address(bias, buffer)
+        bias_code = FLOAT_CODES.get(bias.dtype, -1) if bias_address else -1
+        if bias_code < 0 or bias.shape != (n,):
+            return None
+    if type(x) is np.ndarray:
+        at = _core.address
+        result = np.empty((shape[0], n), x.dtype)
+        weight_address, scale_address, address = at(buffer), at(scale), at(result)
+    elif buffer.is_cpu:
+        result = x.new_empty((shape[0], n))
+        weight_address, scale_address, address = buffer.data_ptr(), scale.data_ptr(), result.data_ptr()
+    else:
+        return None
+    _core.int8_linear(
+        x_address,
+        code,
+        shape[0],
+        k,
+        k,
+        1,
+        weight_address,
+        buffer.shape[0],
+        scale_address,
+        bias_address,
+        bias_code,
+        ACTIVATIONS[activation],
+        address,
+        code,
+        n,
+        backends.get_num_threads(),
+    )
+    return result
 
 
 def scaled_int_mm(
@@ -398,7 +449,7 @@ def _check_epilogue(
     n: int, scale: Array | None, bias: Array | None, activation: str | None, out_dtype: str
 ) -> tuple[int, int]:
     """Checks scale, bias and activation against the out dtype; returns the codes of activation and bias."""
-    if activation is not None and activation not in ACTIVATIONS:
+    if activation is not None and activation not in _ACTIVATION_NAMES:
         raise ValueError(
             f"activation: expected None, 'relu', 'gelu', 'gelu_tanh' or 'silu', got {activation!r}"
         )
