@@ -124,7 +124,7 @@ def test_a_packed_buffer_makes_a_weight_wherever_it_lies():
 # ---- integer products ----
 
 
-@settings(max_examples=500)
+@settings(max_examples=800)
 @given(st.data())
 def test_int_mm(data):
     m, n, k = data.draw(mnk())
@@ -179,7 +179,7 @@ def linear_case(draw, activations):
     )
 
 
-@settings(max_examples=400)
+@settings(max_examples=800)
 @given(linear_case(EXACT), st.sampled_from([0, 0, 2]))
 def test_int8_linear(case, pad):
     x, weight, weight_scale, bias, activation, out_dtype = case
@@ -192,7 +192,7 @@ def test_int8_linear(case, pad):
     assert untouched(out, pad)
 
 
-@settings(max_examples=250)
+@settings(max_examples=400)
 @given(linear_case(SMOOTH))
 def test_int8_linear_with_an_activation(case):
     x, weight, weight_scale, bias, activation, out_dtype = case
@@ -278,7 +278,7 @@ def scaled_case(draw):
     return a, a_scale, weight, weight_scale, bias, zero_point
 
 
-@settings(max_examples=300)
+@settings(max_examples=500)
 @given(scaled_case(), st.sampled_from((*EXACT, *SMOOTH)), st.sampled_from(OUT_DTYPES))
 def test_scaled_int_mm(case, activation, out_dtype):
     a, a_scale, weight, weight_scale, bias, zero_point = case

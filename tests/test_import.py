@@ -171,6 +171,28 @@ octavo.prune_(x, sparsity=0.5)
     assert_one_warning(done.stderr, "not built")
 
 
+def test_bfloat16_in_numpy_needs_ml_dtypes():
+    succeed(
+        """
+import sys
+sys.modules["ml_dtypes"] = None  # not installed
+import numpy as np
+import octavo
+x = np.ones((2, 4), np.float32)
+q = octavo.quantize(x)
+linear = lambda: octavo.int8_linear(x, x, out_dtype="bfloat16")
+for call in (lambda: octavo.dequantize(*q, dtype="bfloat16"), linear):
+    try:
+        call()
+    except TypeError as error:
+        assert "ml_dtypes" in str(error) and "bfloat16" in str(error), error
+    else:
+        raise AssertionError
+assert octavo.dequantize(*q, dtype="float16").dtype == np.float16
+"""
+    )
+
+
 def test_require_native(missing):
     done = run_script("import octavo", missing, OCTAVO_REQUIRE="native")
     assert done.returncode != 0

@@ -70,7 +70,7 @@ def patterned(draw, max_tensors=1):
     return ws, {"pattern": pattern, **draw(how())}
 
 
-@settings(max_examples=500)
+@settings(max_examples=1000)
 @given(patterned())
 def test_prune_mask(case):
     (w,), args = case
@@ -79,7 +79,7 @@ def test_prune_mask(case):
         assert_same(actual, expected, label)
 
 
-@settings(max_examples=200)
+@settings(max_examples=400)
 @given(patterned(max_tensors=4))
 def test_prune_masks_of_many_tensors_as_one(case):
     ws, args = case
@@ -143,7 +143,7 @@ def prune_both_ways(ws, args):
     return octavo.prune(ws, **args), in_place, returned
 
 
-@settings(max_examples=250)
+@settings(max_examples=400)
 @given(case=patterned(), granularity=st.sampled_from(["row", "tensor", "group"]), with_out=st.booleans())
 def test_prune_quantize_is_prune_then_quantize(case, granularity, with_out):
     (w,), args = case

@@ -74,7 +74,7 @@ def assert_quantized(actual, expected, label):
         assert_same(got, want, f"{name}, {label}")
 
 
-@settings(max_examples=500)
+@settings(max_examples=1000)
 @given(st.data())
 def test_quantize(data):
     x = data.draw(float_arrays(st.one_of(shapes(), st.just(()))))
@@ -84,7 +84,7 @@ def test_quantize(data):
         assert_quantized(actual, expected, label)
 
 
-@settings(max_examples=250)
+@settings(max_examples=400)
 @given(st.data())
 def test_quantize_with_a_given_scale(data):
     x = data.draw(float_arrays(flavours=("normal", "special", "huge", "tiny", "wide", "halves")))
@@ -200,7 +200,7 @@ def dequantize_arguments(draw):
     return data, scale, zero_point, draw(st.sampled_from(FLOATS))
 
 
-@settings(max_examples=400)
+@settings(max_examples=600)
 @given(dequantize_arguments(), st.sampled_from([0, 0, 3]))
 def test_dequantize(arguments, pad):
     data, scale, zero_point, dtype = arguments
