@@ -63,17 +63,6 @@ def kind_of(**arrays: Array) -> str:
     return first_kind
 
 
-def plain_together(x: Array, y: Array, z: Array | None) -> bool:
-    """Whether these are NumPy arrays or strided CPU tensors: the common answer of kind_of, quickly."""
-    if type(x) is np.ndarray:
-        return type(y) is np.ndarray and (z is None or type(z) is np.ndarray)
-    if _kinds.get(type(x)) != "torch" or _kinds.get(type(y)) != "torch":
-        return False
-    if not x.is_cpu or not y.is_cpu or x.layout is not _torch_names["strided"]:
-        return False
-    return z is None or (_kinds.get(type(z)) == "torch" and z.is_cpu and z.layout is _torch_names["strided"])
-
-
 _CLASS = {"numpy": "numpy.ndarray", "torch": "torch.Tensor"}
 
 
@@ -345,6 +334,8 @@ def check_out(
     check_shape(out, name, tuple(shape))
     if isinstance(out, np.ndarray) and not out.flags.writeable:
         raise ValueError(f"{name}: expected a writeable array, got a read-only one")
+    if not isinstance(out, np.ndarray) and out.requires_grad and sys.modules["torch"].is_grad_enabled():
+        raise ValueError(f"{name}: expected a tensor without requires_grad, got one that wants a gradient")
     if not _is_c_contiguous(out):
         _check_no_internal_overlap(out, name)
     low, high = byte_range(out)

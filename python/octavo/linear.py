@@ -26,7 +26,6 @@ from .arrays import (
     kind_of,
     needs_dispatcher,
     plain_address,
-    plain_together,
     pointer,
     pointer_of,
     store,
@@ -158,11 +157,13 @@ def _int8_linear(
     out: Array | None = None,
 ) -> Array:
     """int8_linear, without torch's dispatcher; weight: also a packed buffer or int8 [N, K], with scale."""
-    if type(weight) is PackedWeight and out_dtype is None and out is None and backends.native:
-        result = _tiny_int8_linear(x, weight, bias, activation)
+    packed = type(weight) is PackedWeight
+    operands = weight.operands if packed else _operand(weight, weight_scale)
+    if out_dtype is None and out is None and backends.native and (packed or weight.ndim == 1):
+        result = _tiny_int8_linear(x, operands, bias, activation)
         if result is not None:
             return result
-    n, k, weight, weight_scale = _operand(weight, weight_scale)
+    n, k, weight, weight_scale = operands
     kind_of(x=x, weight=weight, bias=bias)
     x_code = float_code(x, "x")
     shape = x.shape
@@ -209,12 +210,14 @@ def _int8_linear(
     return result if out is None else store(out, result)
 
 
-def _tiny_int8_linear(x: Array, weight: PackedWeight, bias: Array | None, activation: str | None) -> Array:
+def _tiny_int8_linear(
+    x: Array, operands: tuple[int, int, Array, Array | None], bias: Array | None, activation: str | None
+) -> Array:
     """What _int8_linear does for contiguous [M, K] of the usual dtypes, or None where it is anything else.
 
     It repeats the checks of _int8_linear without its function calls, which cost more than a tiny product.
     """
-    n, k, buffer, scale = weight.operands
+    n, k, buffer, scale = operands
     x_address = plain_address(x, buffer)
     if not x_address or scale is None or (activation is not None and activation not in _ACTIVATION_NAMES):
         return None
@@ -379,8 +382,7 @@ def _operand(weight: Any, weight_scale: Array | None) -> tuple[int, int, Array, 
     """(N, K, packed buffer or int8 [N, K], scale [N]) of a weight."""
     if isinstance(weight, PackedWeight):
         return weight.operands
-    if not plain_together(weight, weight_scale, None):
-        kind_of(weight=weight, weight_scale=weight_scale)
+    kind_of(weight=weight, weight_scale=weight_scale)
     if weight.ndim == 1:
         check_dtype(weight, "weight", "uint8")
         weight = contiguous(weight)

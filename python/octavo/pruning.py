@@ -280,14 +280,13 @@ def prune_(w: Array | Sequence[Array], **arguments: Any) -> Any:
     for a read-only array, or one whose elements overlap.
     """
     _no_out(arguments)
-    ws = _flat(w)
-    for i, each in enumerate(ws):
+    detached = [each.detach() if hasattr(each, "detach") else each for each in _flat(w)]
+    for i, each in enumerate(detached):
         name = f"w[{i}]" if isinstance(w, list | tuple) else "w"
         if isinstance(each, np.ndarray) or not needs_dispatcher(each):
             kind_of(**{name: each})
             float_code(each, name)
             check_out(each, name, each, each.shape, dtype_name(each.dtype), {})
-    detached = [each if isinstance(each, np.ndarray) else each.detach() for each in ws]
     masks = prune_mask(detached if isinstance(w, list | tuple) else detached[0], **arguments)
     for each, mask in zip(detached, _flat(masks), strict=True):
         _mask_in_place(each, mask)
@@ -400,6 +399,8 @@ def pack_mask(mask: Array) -> Array:
         return np.packbits(mask, axis=-1, bitorder="little")
     import torch
 
+    if not needs_dispatcher(mask):
+        return torch.from_numpy(np.packbits(mask.numpy(), axis=-1, bitorder="little"))
     bits = torch.nn.functional.pad(mask.to(torch.uint8), (0, -mask.shape[-1] % 8))
     bits = bits.reshape(*mask.shape[:-1], bits.shape[-1] // 8, 8)
     return (bits << torch.arange(8, dtype=torch.uint8, device=mask.device)).sum(-1, dtype=torch.uint8)
@@ -421,6 +422,9 @@ def unpack_mask(bits: Array, shape: Sequence[int]) -> Array:
         return np.unpackbits(bits, axis=-1, count=shape[-1], bitorder="little").view(np.bool_)
     import torch
 
+    if not needs_dispatcher(bits):
+        mask = np.unpackbits(bits.numpy(), axis=-1, count=shape[-1], bitorder="little")
+        return torch.from_numpy(mask.view(np.bool_))
     each = (bits.unsqueeze(-1) >> torch.arange(8, dtype=torch.uint8, device=bits.device)) & 1
     return each.reshape(*shape[:-1], 8 * bits.shape[-1])[..., : shape[-1]].to(torch.bool)
 
