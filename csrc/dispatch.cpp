@@ -16,7 +16,7 @@ namespace octavo {
 namespace {
 
 struct Machine {
-  bool avx2 = false, avx512vnni = false, amx = false;
+  bool avx2 = false, avxvnni = false, avx512vnni = false, amx = false;
 };
 
 #if defined(__x86_64__)
@@ -45,7 +45,9 @@ Machine detect() {
   const bool tiles_saved = (low & 0x60000u) == 0x60000u;
   unsigned b7 = 0, c7 = 0, d7 = 0;
   if (!__get_cpuid_count(7, 0, &a, &b7, &c7, &d7)) return machine;
-  machine.avx2 = ymm_saved && fma && f16c && bit(b7, 5) && bit(b7, 8);           // AVX2, BMI2
+  machine.avx2 = ymm_saved && fma && f16c && bit(b7, 5) && bit(b7, 8);  // AVX2, BMI2
+  unsigned a71 = 0;
+  if (a >= 1 && __get_cpuid_count(7, 1, &a71, &b, &c, &d)) machine.avxvnni = machine.avx2 && bit(a71, 4);
   const bool avx512 = bit(b7, 16) && bit(b7, 17) && bit(b7, 30) && bit(b7, 31);  // F, DQ, BW, VL
   machine.avx512vnni = machine.avx2 && zmm_saved && avx512 && bit(c7, 11);
   machine.amx = machine.avx512vnni && tiles_saved && bit(d7, 24) && bit(d7, 25) && request_tiles();
@@ -64,6 +66,9 @@ std::vector<Kernels> build_table() {
       {"scalar", true, &kQuantizeScalar, &kPruneScalar, &kGemmScalar},
 #ifdef OCTAVO_HAVE_AVX2
       {"avx2", machine.avx2, &kQuantizeAvx2, &kPruneAvx2, &kGemmAvx2},
+#endif
+#ifdef OCTAVO_HAVE_AVXVNNI
+      {"avxvnni", machine.avxvnni, &kQuantizeAvx2, &kPruneAvx2, &kGemmAvxVnni},
 #endif
 #ifdef OCTAVO_HAVE_AVX512VNNI
       {"avx512vnni", machine.avx512vnni, &kQuantizeAvx512Vnni, &kPruneAvx512Vnni, &kGemmAvx512Vnni},

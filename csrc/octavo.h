@@ -70,7 +70,7 @@ struct GemmKernels {
 
 extern const QuantizeKernels kQuantizeScalar, kQuantizeAvx2, kQuantizeAvx512Vnni;
 extern const PruneKernels kPruneScalar, kPruneAvx2, kPruneAvx512Vnni;
-extern const GemmKernels kGemmScalar, kGemmAvx2, kGemmAvx512Vnni, kGemmAmx;
+extern const GemmKernels kGemmScalar, kGemmAvx2, kGemmAvxVnni, kGemmAvx512Vnni, kGemmAmx;
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Drivers: take strides, choose the kernels (dispatch.h), split the work over threads. Strides count elements.

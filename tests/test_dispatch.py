@@ -9,7 +9,7 @@ import octavo
 from octavo import backends
 from strategies import isas, running
 
-KNOWN = ("scalar", "avx2", "avx512vnni", "amx")
+KNOWN = ("scalar", "avx2", "avxvnni", "avx512vnni", "amx")
 
 
 def test_the_best_isa_is_chosen():
