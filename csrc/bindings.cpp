@@ -4,6 +4,12 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cstring>
+#include <map>
+#include <string>
+#include <tuple>
+#include <vector>
+
 #include "check.h"
 #include "dispatch.h"
 #include "layouts.h"
@@ -21,13 +27,13 @@ T* at(Address address) {
   return reinterpret_cast<T*>(address);
 }
 
-DType dtype_of(int code) {
-  check(code >= 0 && code <= 4, "dtype", "a code from 0 to 4", code);
+DType float_dtype_of(int code) {
+  check(code >= 0 && code <= 3, "dtype", "a float code from 0 to 3", code);
   return static_cast<DType>(code);
 }
 
-DType float_dtype_of(int code) {
-  check(code >= 0 && code <= 3, "dtype", "a float code from 0 to 3", code);
+DType out_dtype_of(int code) {
+  check(code >= 0 && code <= 4 && code != 3, "out_dtype", "a code of 0, 1, 2 or 4", code);
   return static_cast<DType>(code);
 }
 
@@ -38,17 +44,18 @@ Activation activation_of(int code) {
 
 // A packed buffer of another version or layout is refused, never read as numbers.
 PackedHeader checked_header(Address buffer, int64_t nbytes) {
-  check(nbytes >= static_cast<int64_t>(sizeof(PackedHeader)), "packed weight", "a header of 64 bytes",
-        nbytes);
+  constexpr const char* kName = "packed weight";
+  check(nbytes >= static_cast<int64_t>(sizeof(PackedHeader)), kName, "a header of 64 bytes", nbytes);
+  check(buffer % 4 == 0, kName, "an address divisible by 4", static_cast<long long>(buffer));
   PackedHeader header;
   memcpy(&header, at<const void>(buffer), sizeof header);
-  check(header.magic == PackedHeader::kMagic, "packed weight", "the magic number of octavo", header.magic);
-  check(header.version == PackedHeader::kVersion, "packed weight", "version 1", header.version);
-  check(header.layout == PackedHeader::kDense, "packed weight", "layout 0 (dense)", header.layout);
-  check(header.isa == PackedHeader::kAnyIsa, "packed weight", "instruction set 0 (any)", header.isa);
+  check(header.magic == PackedHeader::kMagic, kName, "the magic number of octavo", header.magic);
+  check(header.version == PackedHeader::kVersion, kName, "version 1", header.version);
+  check(header.layout == PackedHeader::kDense, kName, "layout 0 (dense)", header.layout);
+  check(header.isa == PackedHeader::kAnyIsa, kName, "instruction set 0 (any)", header.isa);
   const bool sane = header.n >= 0 && header.k >= 0 && header.k <= kMaxK && header.n <= nbytes;
-  check(sane && packed_bytes(header.n, header.k) == nbytes, "packed weight",
-        "as many bytes as its shape needs", nbytes);
+  check(sane && packed_bytes(header.n, header.k) == nbytes, kName, "as many bytes as its shape needs",
+        nbytes);
   return header;
 }
 
@@ -107,7 +114,7 @@ void bind_prune(py::module_& m) {
           const std::vector<Segment> segments = segments_of(list);
           int64_t total = 0;
           for (const Segment& s : segments) total += s.n;
-          check(k >= 1 && k <= total, "k", "between 1 and " + std::to_string(total), k);
+          if (k < 1 || k > total) fail("k", "between 1 and " + std::to_string(total), k);
           Selection selection;
           {
             const py::gil_scoped_release release;
@@ -115,10 +122,10 @@ void bind_prune(py::module_& m) {
           }
           return std::make_pair(selection.key, selection.ties);
         });
-  m.def("max_magnitude", [](const std::vector<std::tuple<Address, int, int64_t>>& list, int threads) {
+  m.def("max_key", [](const std::vector<std::tuple<Address, int, int64_t>>& list, int threads) {
     const std::vector<Segment> segments = segments_of(list);
     const py::gil_scoped_release release;
-    return max_magnitude(segments.data(), static_cast<int64_t>(segments.size()), threads);
+    return max_key(segments.data(), static_cast<int64_t>(segments.size()), threads);
   });
   m.def("prune_mask", [](const std::vector<std::tuple<Address, int, int64_t, Address>>& list, uint32_t key,
                          int64_t ties, int threads) {
@@ -149,18 +156,23 @@ void bind_prune(py::module_& m) {
   });
 }
 
-LinearArgs linear_args(int64_t rows, int64_t k, Address buffer, int64_t nbytes, Address w_scale, Address bias,
-                       int bias_dtype, int activation, Address out, int out_dtype, int64_t out_row_stride) {
-  check(checked_header(buffer, nbytes).k == k, "k", "the weight's", k);
+LinearArgs linear_args(int64_t rows, int64_t n, int64_t k, Address buffer, int64_t nbytes, Address w_scale,
+                       Address bias, int bias_dtype, int activation, Address out, int out_dtype,
+                       int64_t out_row_stride) {
+  const PackedHeader header = checked_header(buffer, nbytes);
+  check(header.n == n, "n", "the packed weight's", n);
+  check(header.k == k, "k", "the packed weight's", k);
   LinearArgs args = {};
   args.m = rows;
+  args.n = n;
+  args.k = k;
   args.packed = at<const void>(buffer);
   args.w_scale = at<const float>(w_scale);
   args.bias = at<const void>(bias);
   args.bias_dtype = float_dtype_of(bias_dtype);
   args.activation = activation_of(activation);
   args.out = at<void>(out);
-  args.out_dtype = dtype_of(out_dtype);
+  args.out_dtype = out_dtype_of(out_dtype);
   args.out_row_stride = out_row_stride;
   return args;
 }
@@ -178,26 +190,27 @@ void bind_linear(py::module_& m) {
           pack_weight(at<const int8_t>(w), n, k, n_stride, k_stride, at<void>(buffer), threads);
         });
   m.def("unpack_weight", [](Address buffer, int64_t nbytes, Address w, int threads) {
-    checked_header(buffer, nbytes);
+    const PackedHeader header = checked_header(buffer, nbytes);
     const py::gil_scoped_release release;
-    unpack_weight(at<const void>(buffer), at<int8_t>(w), threads);
+    unpack_weight(at<const void>(buffer), header.n, header.k, at<int8_t>(w), threads);
   });
   // Both end in the same arguments: weight, epilogue, output.
   m.def("int8_linear",
-        [](Address x, int x_dtype, int64_t rows, int64_t k, int64_t row_stride, int64_t col_stride,
+        [](Address x, int x_dtype, int64_t rows, int64_t n, int64_t k, int64_t row_stride, int64_t col_stride,
            Address buffer, int64_t nbytes, Address w_scale, Address bias, int bias_dtype, int activation,
            Address out, int out_dtype, int64_t out_row_stride, int threads) {
-          LinearArgs args = linear_args(rows, k, buffer, nbytes, w_scale, bias, bias_dtype, activation, out,
-                                        out_dtype, out_row_stride);
+          LinearArgs args = linear_args(rows, n, k, buffer, nbytes, w_scale, bias, bias_dtype, activation,
+                                        out, out_dtype, out_row_stride);
+          args.quantize_x = true;
           args.x = {at<const void>(x), float_dtype_of(x_dtype), rows, k, row_stride, col_stride};
           const py::gil_scoped_release release;
           linear(args, threads);
         });
-  m.def("scaled_int_mm", [](Address a, bool a_signed, int64_t rows, int64_t k, int64_t row_stride,
+  m.def("scaled_int_mm", [](Address a, bool a_signed, int64_t rows, int64_t n, int64_t k, int64_t row_stride,
                             int64_t col_stride, Address a_scale, Address a_zero_point, Address buffer,
                             int64_t nbytes, Address w_scale, Address bias, int bias_dtype, int activation,
                             Address out, int out_dtype, int64_t out_row_stride, int threads) {
-    LinearArgs args = linear_args(rows, k, buffer, nbytes, w_scale, bias, bias_dtype, activation, out,
+    LinearArgs args = linear_args(rows, n, k, buffer, nbytes, w_scale, bias, bias_dtype, activation, out,
                                   out_dtype, out_row_stride);
     args.a = at<const void>(a);
     args.a_signed = a_signed;

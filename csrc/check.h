@@ -6,16 +6,18 @@
 
 namespace octavo {
 
-template <class Got>
-inline std::string shown(const Got& got) {
-  return std::to_string(got);
-}
-inline std::string shown(const std::string& got) { return "'" + got + "'"; }
+static inline std::string shown(long long got) { return std::to_string(got); }
+static inline std::string shown(const std::string& got) { return "'" + got + "'"; }
 
-// check(k <= kMaxK, "k", "at most 131071", k) throws "k: expected at most 131071, got 200000".
+// fail("k", "at most 131071", k) throws "k: expected at most 131071, got 200000".
 template <class Got>
-inline void check(bool ok, const char* name, const std::string& expected, const Got& got) {
-  if (!ok) throw std::invalid_argument(std::string(name) + ": expected " + expected + ", got " + shown(got));
+[[noreturn]] static inline void fail(const char* name, const std::string& expected, const Got& got) {
+  throw std::invalid_argument(std::string(name) + ": expected " + expected + ", got " + shown(got));
+}
+
+// A check that holds costs a branch: nothing is formatted.
+static inline void check(bool ok, const char* name, const char* expected, long long got) {
+  if (!ok) fail(name, expected, got);
 }
 
 }  // namespace octavo

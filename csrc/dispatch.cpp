@@ -23,10 +23,24 @@ struct Machine {
 
 bool bit(unsigned value, int index) { return (value >> index) & 1u; }
 
-// Linux gives the tile registers only to processes that ask: arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA).
+constexpr int kTileData = 18;  // the number of the tile registers among the processor's states
+
+// Whether Linux would give them.
+bool tiles_supported() {
+#if defined(__linux__)
+  uint64_t states = 0;
+  return syscall(SYS_arch_prctl, 0x1021, &states) == 0 &&
+         ((states >> kTileData) & 1u);  // ARCH_GET_XCOMP_SUPP
+#else
+  return false;
+#endif
+}
+
+// Linux gives the tile registers only to processes that ask. A process that has them needs larger alternate signal
+// stacks, so it is asked for only when AMX is chosen; one with a small signal stack already is refused.
 bool request_tiles() {
 #if defined(__linux__)
-  return syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+  return syscall(SYS_arch_prctl, 0x1023, kTileData) == 0;  // ARCH_REQ_XCOMP_PERM
 #else
   return false;
 #endif
@@ -50,7 +64,7 @@ Machine detect() {
   if (a >= 1 && __get_cpuid_count(7, 1, &a71, &b, &c, &d)) machine.avxvnni = machine.avx2 && bit(a71, 4);
   const bool avx512 = bit(b7, 16) && bit(b7, 17) && bit(b7, 30) && bit(b7, 31);  // F, DQ, BW, VL
   machine.avx512vnni = machine.avx2 && zmm_saved && avx512 && bit(c7, 11);
-  machine.amx = machine.avx512vnni && tiles_saved && bit(d7, 24) && bit(d7, 25) && request_tiles();
+  machine.amx = machine.avx512vnni && tiles_saved && bit(d7, 24) && bit(d7, 25) && tiles_supported();
   return machine;
 }
 
@@ -63,27 +77,27 @@ Machine detect() { return {}; }
 std::vector<Kernels> build_table() {
   [[maybe_unused]] const Machine machine = detect();
   return {
-      {"scalar", true, &kQuantizeScalar, &kPruneScalar, &kGemmScalar},
+      {"scalar", true, nullptr, &kQuantizeScalar, &kPruneScalar, &kGemmScalar},
 #ifdef OCTAVO_HAVE_AVX2
-      {"avx2", machine.avx2, &kQuantizeAvx2, &kPruneAvx2, &kGemmAvx2},
+      {"avx2", machine.avx2, nullptr, &kQuantizeAvx2, &kPruneAvx2, &kGemmAvx2},
 #endif
 #ifdef OCTAVO_HAVE_AVXVNNI
-      {"avxvnni", machine.avxvnni, &kQuantizeAvx2, &kPruneAvx2, &kGemmAvxVnni},
+      {"avxvnni", machine.avxvnni, nullptr, &kQuantizeAvx2, &kPruneAvx2, &kGemmAvxVnni},
 #endif
 #ifdef OCTAVO_HAVE_AVX512VNNI
-      {"avx512vnni", machine.avx512vnni, &kQuantizeAvx512Vnni, &kPruneAvx512Vnni, &kGemmAvx512Vnni},
+      {"avx512vnni", machine.avx512vnni, nullptr, &kQuantizeAvx512Vnni, &kPruneAvx512Vnni, &kGemmAvx512Vnni},
 #endif
 #ifdef OCTAVO_HAVE_AMX
-      {"amx", machine.amx, &kQuantizeAvx512Vnni, &kPruneAvx512Vnni, &kGemmAmx},
+      {"amx", machine.amx, request_tiles, &kQuantizeAvx512Vnni, &kPruneAvx512Vnni, &kGemmAmx},
 #endif
   };
 }
 
+bool usable(const Kernels& k) { return k.available && (!k.enable || k.enable()); }
+
 const Kernels* best_of(const std::vector<Kernels>& table) {
-  const Kernels* best = &table.front();
-  for (const Kernels& k : table) {
-    if (k.available) best = &k;
-  }
+  const Kernels* best = &table.back();
+  while (!usable(*best)) --best;  // scalar, the first, always is
   return best;
 }
 
@@ -105,10 +119,10 @@ void set_isa(const std::string& name) {
   if (name.empty()) return chosen().store(best_of(all_kernels()));
   std::string available;
   for (const Kernels& k : all_kernels()) {
-    if (k.available && name == k.isa) return chosen().store(&k);
+    if (name == k.isa && usable(k)) return chosen().store(&k);
     if (k.available) available += (available.empty() ? "" : ", ") + std::string(k.isa);
   }
-  check(false, "isa", "one of " + available, name);
+  fail("isa", "one of " + available, name);
 }
 
 }  // namespace octavo

@@ -10,7 +10,8 @@ namespace octavo {
 
 struct Kernels {
   const char* isa;
-  bool available;  // the processor and the operating system have it
+  bool available;    // the processor and the operating system have it
+  bool (*enable)();  // what has to succeed before the first use, or nullptr
   const QuantizeKernels* quantize;
   const PruneKernels* prune;
   const GemmKernels* gemm;

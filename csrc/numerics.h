@@ -81,16 +81,18 @@ OCTAVO_HD static inline uint16_t float_to_f16(float v) {
   return static_cast<uint16_t>(sign | result);
 }
 
-// Round to nearest even without a library call: adding 1.5 * 2^23 leaves no fraction bits.
+// Round to nearest even without a library call: from 2^23 on there are no fraction bits, so adding 2^23 rounds them off.
 OCTAVO_HD static inline float round_even(float v) {
-  constexpr float kMagic = 12582912.0f;
-  const float magnitude = v < 0 ? -v : v;
-  return magnitude < 4194304.0f ? (v + kMagic) - kMagic : v;
+  constexpr float kMagic = 8388608.0f;
+  const uint32_t sign = bits_of(v) & 0x80000000u;
+  const float magnitude = float_of(bits_of(v) ^ sign);
+  return magnitude < kMagic ? float_of(bits_of((magnitude + kMagic) - kMagic) | sign) : v;
 }
 
 struct Affine {
   float scale, inv;
   int32_t zero_point;
+  bool flat;  // no usable scale: every finite element becomes 0, whatever the rounding
 };
 
 OCTAVO_HD static inline bool usable_scale(float scale) {  // normal and finite
@@ -98,24 +100,24 @@ OCTAVO_HD static inline bool usable_scale(float scale) {  // normal and finite
   return u >= 0x00800000u && u < kInfKey;
 }
 
-// scale = amax / 127, inv = 127 / amax. A row without a usable scale gets 1 and 1: its finite elements, all below
-// 127 * 2^-126, then round to 0, and +-Inf still clamps.
+// scale = amax / 127, inv = 127 / amax. A flat row gets 1 and 1: its finite elements, all below 127 * 2^-126, round to 0
+// (stochastic rounding has to look at `flat`), and +-Inf still clamps.
 OCTAVO_HD static inline Affine symmetric_affine(float amax) {
   const float scale = amax / 127.0f;
-  if (!usable_scale(scale)) return {1.0f, 1.0f, 0};
-  return {scale, 127.0f / amax, 0};
+  if (!usable_scale(scale)) return {1.0f, 1.0f, 0, true};
+  return {scale, 127.0f / amax, 0, false};
 }
 
-// The same over 255 steps; lo <= 0 <= hi, so 0.0 is representable. An infinite hi - lo is not usable either: then
-// every finite element shall become 0, yet Inf must not meet inv = 0 (NaN), so the smallest positive float stands in.
+// The same over 255 steps; lo <= 0 <= hi, so 0.0 is representable. An infinite hi - lo is flat too. Its finite elements
+// can be large and Inf must not meet inv = 0 (NaN), so the smallest positive float stands in.
 OCTAVO_HD static inline Affine asymmetric_affine(float lo, float hi) {
   const float range = hi - lo;
   const float scale = range / 255.0f;
-  if (!usable_scale(scale)) return {1.0f, range > 1.0f ? 0x1p-149f : 1.0f, 0};
+  if (!usable_scale(scale)) return {1.0f, range > 1.0f ? 0x1p-149f : 1.0f, 0, true};
   const float inv = 255.0f / range;
   float z = round_even(-128.0f - lo * inv);
   z = z < -128.0f ? -128.0f : (z > 127.0f ? 127.0f : z);
-  return {scale, inv, static_cast<int32_t>(z)};
+  return {scale, inv, static_cast<int32_t>(z), false};
 }
 
 // Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), one word per element.

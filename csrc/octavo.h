@@ -1,4 +1,5 @@
-// The contract of octavo's kernels: raw pointers and counts in, nothing allocated, no Python, no framework.
+// The contract of octavo's kernels and of the drivers that split work between threads: raw pointers and counts in, no
+// Python, no framework. Kernels allocate nothing; drivers keep scratch memory per thread (parallel.h).
 // What each kernel computes, to the bit, is written down in docs/numerics.md.
 #pragma once
 
@@ -11,7 +12,8 @@ enum class DType : int { f32 = 0, f16 = 1, bf16 = 2, f64 = 3, i32 = 4 };
 enum class Activation : int { none = 0, relu = 1, gelu = 2, gelu_tanh = 3, silu = 4 };
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Kernels: one table per instruction set. All arrays are contiguous; pointers need no alignment.
+// Kernels: one table per instruction set. All arrays are contiguous. Data arrays need no
+// alignment; int32 and float parameters (scales, zero points, sums) have their natural one.
 // ---------------------------------------------------------------------------------------------------------------------
 
 // The finite elements' smallest and largest value, both starting at 0.
@@ -30,7 +32,7 @@ struct QuantizeKernels {
 };
 
 struct PruneKernels {
-  // mask[i] = key(w[i]) > key, or >= key if keep_equal. key(): the bits of |w| as float32, see numerics.h.
+  // mask[i] = key(w[i]) > key, or >= key if keep_equal. key = magnitude_key, numerics.h.
   void (*mask)(const void* w, DType dtype, int64_t n, uint32_t key, bool keep_equal, bool* mask);
   int64_t (*count_equal)(const void* w, DType dtype, int64_t n, uint32_t key);
 };
@@ -125,31 +127,32 @@ struct Segment {
 };
 struct Selection {
   uint32_t key;  // of the k-th smallest magnitude
-  int64_t ties;  // how many elements equal to it belong to the k, lowest index first
+  int64_t ties;  // how many elements equal to it go, lowest index first; 2^62 for all of them
 };
 Selection magnitude_select(const Segment* segments, int64_t count, int64_t k, int threads);
-float max_magnitude(const Segment* segments, int64_t count,
-                    int threads);  // over the finite elements; 0 if none
+// The largest key of the finite elements; 0 if there are none.
+uint32_t max_key(const Segment* segments, int64_t count, int threads);
 void prune_mask(const Segment* segments, int64_t count, Selection selection, int threads);
 void prune_mask_nm(const void* w, DType dtype, int64_t groups, int n, int m, bool* mask, int threads);
 void unit_scores(const void* w, DType dtype, int64_t rows, int64_t cols, int64_t unit_rows, int64_t unit_cols,
                  double* scores, int threads);
 void apply_mask(const void* w, int itemsize, const bool* mask, int64_t n, void* out, int threads);
 
-// Packs w[n, k] = w[n * n_stride + k * k_stride] into packed_bytes(n, k) bytes.
+// Packs w[n, k] = w[n * n_stride + k * k_stride] into packed_bytes(n, k) bytes, aligned to 4; best to 64.
 void pack_weight(const int8_t* w, int64_t n, int64_t k, int64_t n_stride, int64_t k_stride, void* buffer,
                  int threads);
-void unpack_weight(const void* buffer, int8_t* w, int threads);  // contiguous [n, k]
+void unpack_weight(const void* buffer, int64_t n, int64_t k, int8_t* w, int threads);  // contiguous [n, k]
 
-// out[m, n] from A [m, k] and a packed weight. A is float x, quantized per row on the fly, or int8 / uint8 a.
+// out[m, n] from A [m, k] and a packed weight [n, k]. A is float x, quantized per row on the fly, or int8 / uint8 a.
 struct LinearArgs {
-  FloatRows x;  // x.data == nullptr: a is used
+  bool quantize_x;
+  FloatRows x;
   const void* a;
   bool a_signed;
   int64_t a_row_stride, a_col_stride;
   const float* a_scale;
   const int32_t* a_zero_point;
-  int64_t m;
+  int64_t m, n, k;  // n and k are those of the packed weight's header
   const void* packed;
   const float* w_scale;
   const void* bias;

@@ -1,11 +1,13 @@
 #include "parallel.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
 #include <mutex>
 #include <new>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -21,35 +23,22 @@
 #endif
 
 namespace octavo {
-namespace {
 
-// ---- floating-point environment ------------------------------------------------------------------------------------
-
-// The caller may have set flush-to-zero (torch.set_flush_denormal) or another rounding; results must not depend on it.
-class DefaultFloatEnvironment {
- public:
 #if defined(__x86_64__)
-  DefaultFloatEnvironment() : before_(_mm_getcsr()) {
-    if (before_ != kDefault) _mm_setcsr(kDefault);
-  }
-  ~DefaultFloatEnvironment() {
-    if (before_ != kDefault) _mm_setcsr(before_);
-  }
-
- private:
-  static constexpr unsigned kDefault = 0x1F80;  // all exceptions masked
-  unsigned before_;
+DefaultFloatEnvironment::DefaultFloatEnvironment() : before_(_mm_getcsr()) { _mm_setcsr(0x1F80); }
+DefaultFloatEnvironment::~DefaultFloatEnvironment() { _mm_setcsr(static_cast<unsigned>(before_)); }
 #elif defined(__aarch64__)
-  DefaultFloatEnvironment() {
-    asm volatile("mrs %0, fpcr" : "=r"(before_));
-    asm volatile("msr fpcr, %0" : : "r"(uint64_t{0}));
-  }
-  ~DefaultFloatEnvironment() { asm volatile("msr fpcr, %0" : : "r"(before_)); }
-
- private:
-  uint64_t before_;
+DefaultFloatEnvironment::DefaultFloatEnvironment() {
+  asm volatile("mrs %0, fpcr" : "=r"(before_));
+  asm volatile("msr fpcr, %0" : : "r"(uint64_t{0}));
+}
+DefaultFloatEnvironment::~DefaultFloatEnvironment() { asm volatile("msr fpcr, %0" : : "r"(before_)); }
+#else
+DefaultFloatEnvironment::DefaultFloatEnvironment() : before_(0) {}
+DefaultFloatEnvironment::~DefaultFloatEnvironment() = default;
 #endif
-};
+
+namespace {
 
 // ---- the runtime ---------------------------------------------------------------------------------------------------
 
@@ -62,55 +51,66 @@ struct Runtime {
   IntFunction in_parallel = nullptr, max_threads = nullptr;
 };
 
-std::mutex runtime_mutex;
 std::atomic<const Runtime*> current_runtime{nullptr};
 std::atomic<bool> runtime_used{false};  // by us
 std::atomic<bool> forked_after_use{false};
-thread_local bool inside = false;
+thread_local bool inside_parallel_for = false;
 
 #if defined(__linux__)
 
-unsigned long long scanned_loads = 0;  // dlpi_adds at the last scan
+std::atomic<unsigned long long> scanned_loads{0};  // library_loads() at the last scan
 
-struct Scan {
-  std::string best;
-  bool best_is_torch = false;
+// How many libraries the process has ever loaded. Cheap: the first entry tells.
+unsigned long long library_loads() {
   unsigned long long loads = 0;
-};
+  dl_iterate_phdr(
+      [](dl_phdr_info* info, size_t, void* data) {
+        *static_cast<unsigned long long*>(data) = info->dlpi_adds;
+        return 1;
+      },
+      &loads);
+  return loads;
+}
 
-int visit_library(dl_phdr_info* info, size_t, void* data) {
-  auto* scan = static_cast<Scan*>(data);
-  scan->loads = info->dlpi_adds;
-  const char* path = info->dlpi_name ? info->dlpi_name : "";
-  const char* slash = strrchr(path, '/');
-  const char* name = slash ? slash + 1 : path;
-  if (strncmp(name, "libgomp", 7) != 0 && strncmp(name, "libiomp5", 8) != 0 &&
-      strncmp(name, "libomp", 6) != 0)
-    return 0;
-  const bool is_torch = strstr(path, "/torch/lib/") || strstr(path, "/torch.libs/");
-  if (scan->best.empty() || (is_torch && !scan->best_is_torch)) {
-    scan->best = path;
-    scan->best_is_torch = is_torch;
+// libgomp.so.1, libgomp-a34b3233.so.1 and so on; not libgomp-plugin-nvptx.so, libompitrace.so or libomptarget.so.
+bool is_runtime(const char* name) {
+  for (const char* known : {"libgomp", "libiomp5", "libomp"}) {
+    const size_t length = strlen(known);
+    if (strncmp(name, known, length) != 0 || strstr(name, "-plugin")) continue;
+    if (name[length] == '.' || name[length] == '-') return true;
   }
-  return 0;
+  return false;
 }
 
-int read_loads(dl_phdr_info* info, size_t, void* data) {
-  *static_cast<unsigned long long*>(data) = info->dlpi_adds;
-  return 1;  // the first library tells
+// Paths of the loaded runtimes, torch's own first.
+std::vector<std::string> loaded_runtimes() {
+  std::vector<std::string> paths;
+  dl_iterate_phdr(
+      [](dl_phdr_info* info, size_t, void* data) {
+        auto& found = *static_cast<std::vector<std::string>*>(data);
+        const char* path = info->dlpi_name ? info->dlpi_name : "";
+        const char* slash = strrchr(path, '/');
+        if (!is_runtime(slash ? slash + 1 : path)) return 0;
+        const bool is_torch = strstr(path, "/torch/lib/") || strstr(path, "/torch.libs/");
+        found.insert(is_torch ? found.begin() : found.end(), path);
+        return 0;
+      },
+      &paths);
+  return paths;
 }
 
-Runtime open_runtime(const std::string& path, int flags) {
-  Runtime runtime;
+// nullptr if the library is not there or is not what its name says.
+const Runtime* open_runtime(const std::string& path, int flags) {
   void* library =
       dlopen(path.c_str(), flags);  // never closed: a runtime cannot be unloaded under its threads
-  if (!library) return runtime;
+  if (!library) return nullptr;
+  Runtime runtime;
+  runtime.path = path;
   runtime.parallel = reinterpret_cast<GompParallel>(dlsym(library, "GOMP_parallel"));
   runtime.in_parallel = reinterpret_cast<IntFunction>(dlsym(library, "omp_in_parallel"));
   runtime.max_threads = reinterpret_cast<IntFunction>(dlsym(library, "omp_get_max_threads"));
-  if (!runtime.in_parallel || !runtime.max_threads) runtime.parallel = nullptr;
-  runtime.path = path;
-  return runtime;
+  const bool complete = runtime.parallel && runtime.in_parallel && runtime.max_threads;
+  return complete ? new Runtime(runtime) : nullptr;  // a handful in a process's life: never freed
 }
 
 int count_tasks() {
@@ -122,59 +122,41 @@ int count_tasks() {
   return tasks;
 }
 
-// Runs in the parent. Another user of the runtime (torch) is seen by its threads.
-bool may_lose_a_pool() {
-  if (runtime_used.load()) return true;
-  Scan scan;
-  dl_iterate_phdr(visit_library, &scan);
-  return !scan.best.empty() && count_tasks() > 1;
-}
-
+// Runs in the parent, before the fork. Another user of the runtime (torch) is seen by its threads.
 std::atomic<bool> losing_a_pool{false};
 [[maybe_unused]] const int fork_handlers = pthread_atfork(
+    [] { losing_a_pool = runtime_used || (!loaded_runtimes().empty() && count_tasks() > 1); }, nullptr,
     [] {
-      losing_a_pool.store(may_lose_a_pool());
-      runtime_mutex.lock();  // so that no child inherits it locked
-    },
-    [] { runtime_mutex.unlock(); },
-    [] {
-      runtime_mutex.unlock();
-      if (losing_a_pool.load()) forked_after_use.store(true);
+      if (losing_a_pool) forked_after_use = true;
     });
 
 // nullptr: no OpenMP in this process. Looks again only after a library was loaded: torch may be imported after us.
+// Without a lock, because dlopen runs other people's code: threads that look at once find the same.
 const Runtime* runtime() {
-  unsigned long long loads = 0;
-  dl_iterate_phdr(read_loads, &loads);
+  const unsigned long long loads = library_loads();
   const Runtime* known = current_runtime.load(std::memory_order_acquire);
-  const std::lock_guard<std::mutex> lock(runtime_mutex);
-  if (loads == scanned_loads && known == current_runtime.load()) return known;
-  Scan scan;
-  dl_iterate_phdr(visit_library, &scan);
-  known = current_runtime.load();
-  const bool have_openmp = known != nullptr;
-  if (!scan.best.empty() && (!have_openmp || known->path != scan.best)) {
-    Runtime found = open_runtime(scan.best, RTLD_LAZY | RTLD_NOLOAD);
-    if (found.parallel)
-      current_runtime.store(new Runtime(found));  // a handful in a process's life: never freed
-  } else if (!have_openmp) {
-    Runtime found = open_runtime("libgomp.so.1", RTLD_LAZY | RTLD_LOCAL);
-    if (found.parallel) current_runtime.store(new Runtime(found));
+  if (loads == scanned_loads.load(std::memory_order_acquire)) return known;
+  const Runtime* found = nullptr;
+  for (const std::string& path : loaded_runtimes()) {
+    found = known && known->path == path ? known : open_runtime(path, RTLD_LAZY | RTLD_NOLOAD);
+    if (found) break;
   }
-  dl_iterate_phdr(read_loads, &scanned_loads);
-  return current_runtime.load();
+  if (!found) found = open_runtime("libgomp.so.1", RTLD_LAZY | RTLD_LOCAL);
+  current_runtime.store(found, std::memory_order_release);
+  scanned_loads.store(library_loads(), std::memory_order_release);
+  return found;
 }
 
 int affinity_threads() {
   cpu_set_t set;
   if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
-  return static_cast<int>(std::thread::hardware_concurrency());
+  return 1;
 }
 
 #else
 
 const Runtime* runtime() { return nullptr; }
-int affinity_threads() { return static_cast<int>(std::thread::hardware_concurrency()); }
+int affinity_threads() { return std::max(1, static_cast<int>(std::thread::hardware_concurrency())); }
 
 #endif
 
@@ -192,7 +174,7 @@ struct Loop {
 void run_chunks(void* data) {
   auto* loop = static_cast<Loop*>(data);
   const DefaultFloatEnvironment environment;
-  inside = true;
+  inside_parallel_for = true;
   try {
     for (;;) {
       const int64_t begin = loop->next.fetch_add(loop->chunk);
@@ -204,7 +186,7 @@ void run_chunks(void* data) {
     const std::lock_guard<std::mutex> lock(loop->error_mutex);
     if (!loop->error) loop->error = std::current_exception();
   }
-  inside = false;
+  inside_parallel_for = false;
 }
 
 void run_serial(int64_t n, ChunkFunction function, void* context) {
@@ -219,7 +201,7 @@ void parallel_for(int64_t n, int64_t grain, int threads, ChunkFunction function,
   if (grain < 1) grain = 1;
   const int64_t chunks = (n + grain - 1) / grain;
   if (chunks < threads) threads = static_cast<int>(chunks);
-  if (threads <= 1 || inside || forked_after_use.load(std::memory_order_relaxed))
+  if (threads <= 1 || inside_parallel_for || forked_after_use.load(std::memory_order_relaxed))
     return run_serial(n, function, context);
   const Runtime* openmp = runtime();
   if (openmp && openmp->in_parallel()) return run_serial(n, function, context);
@@ -237,7 +219,12 @@ void parallel_for(int64_t n, int64_t grain, int threads, ChunkFunction function,
     openmp->parallel(run_chunks, &loop, static_cast<unsigned>(threads), 0);
   } else {
     std::vector<std::thread> others;
-    for (int t = 1; t < threads; ++t) others.emplace_back(run_chunks, &loop);
+    others.reserve(static_cast<size_t>(threads));
+    try {
+      for (int t = 1; t < threads; ++t) others.emplace_back(run_chunks, &loop);
+    } catch (const std::system_error&) {
+      // Fewer threads take more chunks each.
+    }
     run_chunks(&loop);
     for (auto& other : others) other.join();
   }
@@ -255,7 +242,7 @@ int default_threads() {
 ThreadsInfo threads_info() {
   const Runtime* openmp = runtime();
   std::string name = openmp ? openmp->path : "std::thread";
-  if (forked_after_use.load()) name = "serial: forked from a process that had used " + name;
+  if (forked_after_use.load()) name = "serial: forked from a process that may have used " + name;
   return {name, default_threads()};
 }
 

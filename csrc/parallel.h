@@ -12,12 +12,25 @@
 
 namespace octavo {
 
+// Round to nearest, denormals kept, for the current scope. The caller may have set flush-to-zero
+// (torch.set_flush_denormal) or another rounding; results must not depend on it.
+class DefaultFloatEnvironment {
+ public:
+  DefaultFloatEnvironment();
+  ~DefaultFloatEnvironment();
+  DefaultFloatEnvironment(const DefaultFloatEnvironment&) = delete;
+  DefaultFloatEnvironment& operator=(const DefaultFloatEnvironment&) = delete;
+
+ private:
+  uint64_t before_;
+};
+
 using ChunkFunction = void (*)(void* context, int64_t begin, int64_t end);
 
 // Calls function over chunks of [0, n), each at least `grain` long (but the last), on at most `threads` threads. Chunks
 // are handed out dynamically: results must not depend on who runs what. An exception
 // ends its thread's chunks and is thrown again here.
-// Every chunk runs with the default floating-point environment: round to nearest, denormals kept.
+// Every chunk runs in the default floating-point environment.
 void parallel_for(int64_t n, int64_t grain, int threads, ChunkFunction function, void* context);
 
 // body(begin, end)
@@ -39,7 +52,7 @@ ThreadsInfo threads_info();
 
 // Per-thread memory that grows to what was needed and stays: a fresh large allocation costs more in page faults than
 // the kernels that use it. Slots never alias. Aligned to 64 bytes.
-enum class Slot { rows, shared_rows, floats, offsets, bias };
+enum class Slot { rows, shared_rows, row_scales, row_offsets, bias };
 void* scratch(Slot slot, int64_t bytes);
 
 }  // namespace octavo

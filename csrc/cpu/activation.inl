@@ -27,7 +27,7 @@ inline Exp exp_parts(F32 hi, F32 lo) {
   q = fma(q, r, set1(0x1.5555bap-5f));
   q = fma(q, r, set1(0x1.5554dep-3f));
   q = fma(q, r, set1(0.5f));
-  const I32 exponent = to_i32(n), lower = half(exponent);
+  const I32 exponent = to_i32(n), lower = halve_down(exponent);
   return {fma(mul(r, r), q, r), power_of_two(lower), power_of_two(sub(exponent, lower))};
 }
 

@@ -12,21 +12,8 @@ namespace {
 
 constexpr double kSerialWork = 1 << 22;  // multiply-adds below which a second thread does not pay
 constexpr int64_t kRowAlign = 16;        // GemmBlock: A is readable in whole AMX tiles
-constexpr int64_t kBlockRows = 192;      // rows staged at a time: 192 * k bytes stay in L2
+constexpr int64_t kBlockRows = 192;      // rows staged at a time: 192 * k bytes, in L2 for k up to 10,000
 constexpr int64_t kTallRows = 48;        // rows for each thread from which splitting them pays
-
-struct Packed {
-  const PackedHeader* header;
-  const int32_t* colsum;
-  const int8_t* panels;
-};
-
-Packed open_packed(const void* buffer) {
-  const char* bytes = static_cast<const char*>(buffer);
-  const auto* header = static_cast<const PackedHeader*>(buffer);
-  return {header, reinterpret_cast<const int32_t*>(bytes + colsum_offset()),
-          reinterpret_cast<const int8_t*>(bytes + panels_offset(header->n))};
-}
 
 // A line of padding where k is a multiple of 128: rows a power of two apart would share few cache sets.
 int64_t staged_stride(int64_t k) {
@@ -58,14 +45,10 @@ float stage_floats(const FloatRows& x, int64_t row, uint8_t* out) {
 
 class Product {
  public:
-  Product(const LinearArgs& args, int threads)
-      : args_(args), packed_(open_packed(args.packed)), threads_(threads) {
-    const PackedHeader& header = *packed_.header;
-    n_ = header.n;
-    k_ = header.k;
-    stride_ = staged_stride(k_);
-    const int64_t limit = args.a && (!args.a_signed || args.a_zero_point) ? kMaxKUnsigned : kMaxK;
-    check(k_ <= limit, "k", "at most " + std::to_string(limit) + ", so that int32 sums are exact", k_);
+  Product(const LinearArgs& args, int threads) : args_(args), threads_(threads < 1 ? 1 : threads) {
+    const bool wide_range = !args.quantize_x && (!args.a_signed || args.a_zero_point);
+    const int64_t limit = wide_range ? kMaxKUnsigned : kMaxK;
+    if (k_ > limit) fail("k", "at most " + std::to_string(limit) + ", so that int32 sums are exact", k_);
     const double work = static_cast<double>(args.m) * static_cast<double>(n_) * static_cast<double>(k_ + 1);
     if (work < kSerialWork) threads_ = 1;
     widen_bias();
@@ -92,8 +75,8 @@ class Product {
         const int64_t count = args_.m - first < rows ? args_.m - first : rows;
         if (count <= 0) continue;
         auto* a = static_cast<uint8_t*>(scratch(Slot::rows, round_up(count, kRowAlign) * stride_));
-        auto* scales = static_cast<float*>(scratch(Slot::floats, count * 4));
-        auto* offsets = static_cast<int32_t*>(scratch(Slot::offsets, count * 4));
+        auto* scales = static_cast<float*>(scratch(Slot::row_scales, count * 4));
+        auto* offsets = static_cast<int32_t*>(scratch(Slot::row_offsets, count * 4));
         stage(first, count, a, scales, offsets);
         multiply(first, count, a, scales, offsets, 0, panels());
       }
@@ -104,8 +87,8 @@ class Product {
   // Few rows: they are staged once, then the panels are split.
   void run_wide() {
     auto* a = static_cast<uint8_t*>(scratch(Slot::shared_rows, round_up(args_.m, kRowAlign) * stride_));
-    auto* scales = static_cast<float*>(scratch(Slot::floats, args_.m * 4));
-    auto* offsets = static_cast<int32_t*>(scratch(Slot::offsets, args_.m * 4));
+    auto* scales = static_cast<float*>(scratch(Slot::row_scales, args_.m * 4));
+    auto* offsets = static_cast<int32_t*>(scratch(Slot::row_offsets, args_.m * 4));
     auto rows = [&](int64_t begin, int64_t end) {
       stage(begin, end - begin, a + begin * stride_, scales + begin, offsets + begin);
     };
@@ -121,7 +104,7 @@ class Product {
       uint8_t* row = a + i * stride_;
       scales[i] = 1.0f;
       offsets[i] = 128;
-      if (!args_.a) {
+      if (args_.quantize_x) {
         scales[i] = stage_floats(args_.x, first + i, row);
       } else {
         stage_bytes(args_, first + i, k_, row);
@@ -135,8 +118,9 @@ class Product {
 
   void multiply(int64_t first, int64_t count, const uint8_t* a, const float* scales, const int32_t* offsets,
                 int64_t panel_begin, int64_t panel_end) const {
+    const char* packed = static_cast<const char*>(args_.packed);
     Epilogue e;
-    e.colsum = packed_.colsum;
+    e.colsum = reinterpret_cast<const int32_t*>(packed + colsum_offset());
     e.row_offset = offsets;
     e.row_scale = scales;
     e.col_scale = args_.w_scale;
@@ -145,7 +129,8 @@ class Product {
     e.out = static_cast<char*>(args_.out) + first * args_.out_row_stride * size_of(args_.out_dtype);
     e.out_dtype = args_.out_dtype;
     e.out_row_stride = args_.out_row_stride;
-    kernels().gemm->gemm({a, stride_, count, n_, k_, packed_.panels, panel_begin, panel_end, e});
+    const auto* weights = reinterpret_cast<const int8_t*>(packed + panels_offset(n_));
+    kernels().gemm->gemm({a, stride_, count, n_, k_, weights, panel_begin, panel_end, e});
   }
 
   void widen_bias() {
@@ -157,19 +142,21 @@ class Product {
   }
 
   const LinearArgs& args_;
-  const Packed packed_;
   int threads_;
-  int64_t n_, k_, stride_;
+  const int64_t n_ = args_.n, k_ = args_.k, stride_ = staged_stride(k_);
   const float* bias_ = nullptr;
 };
 
 }  // namespace
 
-void linear(const LinearArgs& args, int threads) { Product(args, threads).run(); }
+void linear(const LinearArgs& args, int threads) {
+  const DefaultFloatEnvironment environment;
+  Product(args, threads).run();
+}
 
 void pack_weight(const int8_t* w, int64_t n, int64_t k, int64_t n_stride, int64_t k_stride, void* buffer,
                  int threads) {
-  check(k <= kMaxK, "k", "at most " + std::to_string(kMaxK) + ", so that int32 sums are exact", k);
+  check(k <= kMaxK, "k", "at most 131071, so that int32 sums are exact", k);
   PackedHeader header = {};
   header.magic = PackedHeader::kMagic;
   header.version = PackedHeader::kVersion;
@@ -203,12 +190,11 @@ void pack_weight(const int8_t* w, int64_t n, int64_t k, int64_t n_stride, int64_
   parallel_for(padded_n(n) / kPanelN, (int64_t{1} << 18) / (panel_bytes(k) + 1) + 1, threads, body);
 }
 
-void unpack_weight(const void* buffer, int8_t* w, int threads) {
-  const Packed packed = open_packed(buffer);
-  const int64_t n = packed.header->n, k = packed.header->k;
+void unpack_weight(const void* buffer, int64_t n, int64_t k, int8_t* w, int threads) {
+  const int8_t* panels = static_cast<const int8_t*>(buffer) + panels_offset(n);
   auto body = [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
-      for (int64_t i = 0; i < k; ++i) w[row * k + i] = packed.panels[dense_offset(row, i, padded_k(k))];
+      for (int64_t i = 0; i < k; ++i) w[row * k + i] = panels[dense_offset(row, i, padded_k(k))];
     }
   };
   parallel_for(n, (int64_t{1} << 16) / (k + 1) + 1, threads, body);

@@ -17,6 +17,7 @@ double seconds() {
 
 double probe_peak(double milliseconds, int threads) {
   const GemmKernels& gemm = *kernels().gemm;
+  if (threads < 1) threads = 1;
   int64_t iterations = 1024;
   for (;;) {
     int64_t done[256] = {};

@@ -69,7 +69,7 @@ Selection magnitude_select(const Segment* segments, int64_t count, int64_t k, in
   return {prefix, rank};
 }
 
-float max_magnitude(const Segment* segments, int64_t count, int threads) {
+uint32_t max_key(const Segment* segments, int64_t count, int threads) {
   std::atomic<uint32_t> result{0};  // magnitudes order as their bits
   for_chunks(cut(segments, count), threads, [&](int64_t, const Chunk& chunk) {
     Range r = {0.0f, 0.0f};
@@ -79,7 +79,7 @@ float max_magnitude(const Segment* segments, int64_t count, int threads) {
     while (key > seen && !result.compare_exchange_weak(seen, key)) {
     }
   });
-  return float_of(result.load());
+  return result.load();
 }
 
 void prune_mask(const Segment* segments, int64_t count, Selection selection, int threads) {
@@ -177,7 +177,7 @@ void apply_mask(const void* w, int itemsize, const bool* mask, int64_t n, void* 
       return apply_mask_to(static_cast<const uint32_t*>(w), mask, n, static_cast<uint32_t*>(out), threads);
     case 8:
       return apply_mask_to(static_cast<const uint64_t*>(w), mask, n, static_cast<uint64_t*>(out), threads);
-    default: check(false, "itemsize", "2, 4 or 8", itemsize);
+    default: fail("itemsize", "2, 4 or 8", itemsize);
   }
 }
 

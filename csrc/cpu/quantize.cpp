@@ -34,9 +34,9 @@ void quantize_piece(const QuantizeArgs& args, const Affine& affine, int64_t row,
     }
     for (int64_t i = 0; i < count; ++i) {
       const float x = mask && !mask[i] ? 0.0f : element(p, dtype, i);
-      const float v = x == x ? x * affine.inv : 0.0f;
+      const bool rounds = magnitude_key(x) <= kInfKey && !(affine.flat && magnitude_key(x) < kInfKey);
       const float u = uniform_of(philox_word(args.seed, static_cast<uint64_t>(index + i)));
-      const float r = (x == x ? stochastic_round(v, u) : 0.0f) + zero;
+      const float r = (rounds ? stochastic_round(x * affine.inv, u) : 0.0f) + zero;
       q[first + i] = static_cast<int8_t>(r > 127.0f ? 127.0f : (r < q_min ? q_min : r));
     }
   });
@@ -59,7 +59,7 @@ void for_span(const Span& span, int threads, Body body) {
 }
 
 Affine given_affine(const QuantizeArgs& args, int64_t index) {
-  return {args.scale[index], 1.0f / args.scale[index], args.zero_point ? args.zero_point[index] : 0};
+  return {args.scale[index], 1.0f / args.scale[index], args.zero_point ? args.zero_point[index] : 0, false};
 }
 
 Affine fitted_affine(const QuantizeArgs& args, const Range& range, int64_t index) {
@@ -71,11 +71,9 @@ Affine fitted_affine(const QuantizeArgs& args, const Range& range, int64_t index
 
 // One span by all threads: the range first, then everything is independent.
 void quantize_shared(const QuantizeArgs& args, const Span& span, int64_t index, int threads) {
-  Affine affine;
-  if (args.given) {
-    affine = given_affine(args, index);
-  } else {
-    Range range = {0.0f, 0.0f};
+  const DefaultFloatEnvironment environment;
+  Range range = {0.0f, 0.0f};
+  if (!args.given) {
     std::mutex mutex;
     for_span(span, threads, [&](int64_t row, int64_t begin, int64_t end) {
       Range part = {0.0f, 0.0f};
@@ -84,9 +82,8 @@ void quantize_shared(const QuantizeArgs& args, const Span& span, int64_t index, 
       if (part.lo < range.lo) range.lo = part.lo;
       if (part.hi > range.hi) range.hi = part.hi;
     });
-    auto fit = [&](int64_t, int64_t) { affine = fitted_affine(args, range, index); };
-    parallel_for(1, 1, 1, fit);  // for its floating-point environment
   }
+  const Affine affine = args.given ? given_affine(args, index) : fitted_affine(args, range, index);
   for_span(span, threads,
            [&](int64_t row, int64_t begin, int64_t end) { quantize_piece(args, affine, row, begin, end); });
 }
@@ -104,24 +101,17 @@ void quantize(const QuantizeArgs& args, int threads) {
     }
     return;
   }
-  auto rows = [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      for (int64_t group = 0; group < args.groups; ++group) {
-        const int64_t index = row * args.groups + group;
-        const int64_t first = group * args.group_size, last = first + args.group_size;
-        Affine affine;
-        if (args.given) {
-          affine = given_affine(args, index);
-        } else {
-          Range range = {0.0f, 0.0f};
-          widen_range(x, args.mask, row, first, last, &range);
-          affine = fitted_affine(args, range, index);
-        }
-        quantize_piece(args, affine, row, first, last);
-      }
+  auto body = [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t row = i / args.groups, first = i % args.groups * args.group_size,
+                    last = first + args.group_size;
+      Range range = {0.0f, 0.0f};
+      if (!args.given) widen_range(x, args.mask, row, first, last, &range);
+      const Affine affine = args.given ? given_affine(args, i) : fitted_affine(args, range, i);
+      quantize_piece(args, affine, row, first, last);
     }
   };
-  parallel_for(x.rows, kGrain / (x.cols + 1) + 1, threads, rows);
+  parallel_for(spans, kGrain / (args.group_size + 1) + 1, threads, body);
 }
 
 void dequantize(const DequantizeArgs& args, int threads) {

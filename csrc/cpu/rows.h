@@ -6,7 +6,7 @@
 
 namespace octavo {
 
-inline int64_t size_of(DType dtype) {
+static inline int64_t size_of(DType dtype) {
   switch (dtype) {
     case DType::f64: return 8;
     case DType::f32:
@@ -16,7 +16,7 @@ inline int64_t size_of(DType dtype) {
 }
 
 // Element i of a contiguous array, as float32.
-inline float element(const void* x, DType dtype, int64_t i) {
+static inline float element(const void* x, DType dtype, int64_t i) {
   const char* p = static_cast<const char*>(x) + i * size_of(dtype);
   uint16_t h;
   float f;
@@ -32,7 +32,7 @@ inline float element(const void* x, DType dtype, int64_t i) {
 // Calls body(pointer, dtype, first column, count) on contiguous pieces of columns [begin, end) of a row. Columns that are
 // not adjacent are gathered through the stack.
 template <class Body>
-void for_pieces(const FloatRows& x, int64_t row, int64_t begin, int64_t end, Body body) {
+static inline void for_pieces(const FloatRows& x, int64_t row, int64_t begin, int64_t end, Body body) {
   const int64_t size = size_of(x.dtype);
   const char* base = static_cast<const char*>(x.data) + row * x.row_stride * size;
   if (begin >= end) return;
@@ -47,14 +47,14 @@ void for_pieces(const FloatRows& x, int64_t row, int64_t begin, int64_t end, Bod
 }
 
 // Widens r by columns [begin, end) of a row.
-inline void widen_range(const FloatRows& x, const bool* mask, int64_t row, int64_t begin, int64_t end,
-                        Range* r) {
+static inline void widen_range(const FloatRows& x, const bool* mask, int64_t row, int64_t begin, int64_t end,
+                               Range* r) {
   for_pieces(x, row, begin, end, [&](const void* p, DType dtype, int64_t first, int64_t count) {
     kernels().quantize->range(p, dtype, mask ? mask + row * x.cols + first : nullptr, count, r);
   });
 }
 
-inline Affine symmetric_affine(const Range& r) {
+static inline Affine symmetric_affine(const Range& r) {
   const float amax = -r.lo > r.hi ? -r.lo : r.hi;
   return symmetric_affine(amax);
 }

@@ -41,9 +41,10 @@ inline I32 load(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<c
 inline I32 load(const int8_t* p) {
   return _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
 }
-inline Mask load_mask(const bool* p) {
-  return {_mm256_castsi256_ps(
-      _mm256_cmpgt_epi32(load(reinterpret_cast<const int8_t*>(p)), _mm256_setzero_si256()))};
+inline Mask load_mask(const bool* p) {  // any byte but 0 is true
+  const __m256i zero = _mm256_setzero_si256();
+  const __m256i is_zero = _mm256_cmpeq_epi32(load(reinterpret_cast<const int8_t*>(p)), zero);
+  return {_mm256_castsi256_ps(_mm256_cmpeq_epi32(is_zero, zero))};
 }
 template <class T>
 inline auto load_n(const T* p, int n) {
@@ -137,7 +138,7 @@ inline float reduce_max(F32 v) {
 inline I32 add(I32 a, I32 b) { return _mm256_add_epi32(a, b); }
 inline I32 sub(I32 a, I32 b) { return _mm256_sub_epi32(a, b); }
 inline I32 mul(I32 a, I32 b) { return _mm256_mullo_epi32(a, b); }
-inline I32 half(I32 a) { return _mm256_srai_epi32(a, 1); }
+inline I32 halve_down(I32 a) { return _mm256_srai_epi32(a, 1); }
 inline F32 to_f32(I32 v) { return _mm256_cvtepi32_ps(v); }
 inline I32 to_i32(F32 v) { return _mm256_cvtps_epi32(v); }
 inline F32 power_of_two(I32 n) {

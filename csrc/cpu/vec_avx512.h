@@ -21,26 +21,31 @@ struct bf16 {
   uint16_t bits;
 };
 
-inline Mask first(int n) { return static_cast<Mask>((1u << n) - 1u); }
+inline Mask first_lanes(int n) { return static_cast<Mask>((1u << n) - 1u); }
 
 inline F32 set1(float v) { return _mm512_set1_ps(v); }
 inline I32 set1(int32_t v) { return _mm512_set1_epi32(v); }
 
-inline F32 load_n(const float* p, int n) { return _mm512_maskz_loadu_ps(first(n), p); }
-inline F32 load_n(const f16* p, int n) { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(n), p)); }
+inline F32 load_n(const float* p, int n) { return _mm512_maskz_loadu_ps(first_lanes(n), p); }
+inline F32 load_n(const f16* p, int n) {
+  return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first_lanes(n), p));
+}
 inline F32 load_n(const bf16* p, int n) {
   return _mm512_castsi512_ps(
-      _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first(n), p)), 16));
+      _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first_lanes(n), p)), 16));
 }
 inline F32 load_n(const double* p, int n) {
-  const __m256 low = _mm512_cvtpd_ps(_mm512_maskz_loadu_pd(static_cast<__mmask8>(first(n)), p));
-  const __m256 high = _mm512_cvtpd_ps(_mm512_maskz_loadu_pd(static_cast<__mmask8>(first(n) >> 8), p + 8));
+  const __m256 low = _mm512_cvtpd_ps(_mm512_maskz_loadu_pd(static_cast<__mmask8>(first_lanes(n)), p));
+  const __m256 high =
+      _mm512_cvtpd_ps(_mm512_maskz_loadu_pd(static_cast<__mmask8>(first_lanes(n) >> 8), p + 8));
   return _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
 }
-inline I32 load_n(const int32_t* p, int n) { return _mm512_maskz_loadu_epi32(first(n), p); }
-inline I32 load_n(const int8_t* p, int n) { return _mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(first(n), p)); }
+inline I32 load_n(const int32_t* p, int n) { return _mm512_maskz_loadu_epi32(first_lanes(n), p); }
+inline I32 load_n(const int8_t* p, int n) {
+  return _mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(first_lanes(n), p));
+}
 inline Mask load_mask_n(const bool* p, int n) {
-  const __m128i bytes = _mm_maskz_loadu_epi8(first(n), p);
+  const __m128i bytes = _mm_maskz_loadu_epi8(first_lanes(n), p);
   return _mm_test_epi8_mask(bytes, bytes);
 }
 template <class T>
@@ -49,9 +54,10 @@ inline auto load(const T* p) {
 }
 inline Mask load_mask(const bool* p) { return load_mask_n(p, kLanes); }
 
-inline void store_n(float* p, F32 v, int n) { _mm512_mask_storeu_ps(p, first(n), v); }
+inline void store_n(float* p, F32 v, int n) { _mm512_mask_storeu_ps(p, first_lanes(n), v); }
 inline void store_n(f16* p, F32 v, int n) {
-  _mm256_mask_storeu_epi16(p, first(n), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  _mm256_mask_storeu_epi16(p, first_lanes(n),
+                           _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 inline void store_n(bf16* p, F32 v, int n) {
   const __m512i u = _mm512_castps_si512(v);
@@ -59,25 +65,25 @@ inline void store_n(bf16* p, F32 v, int n) {
   __m512i h = _mm512_srli_epi32(_mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF))), 16);
   const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
   h = _mm512_mask_or_epi32(h, nan, _mm512_srli_epi32(u, 16), _mm512_set1_epi32(0x40));
-  _mm512_mask_cvtepi32_storeu_epi16(p, first(n), h);
+  _mm512_mask_cvtepi32_storeu_epi16(p, first_lanes(n), h);
 }
 inline void store_n(double* p, F32 v, int n) {
-  _mm512_mask_storeu_pd(p, static_cast<__mmask8>(first(n)), _mm512_cvtps_pd(_mm512_castps512_ps256(v)));
-  _mm512_mask_storeu_pd(p + 8, static_cast<__mmask8>(first(n) >> 8),
+  _mm512_mask_storeu_pd(p, static_cast<__mmask8>(first_lanes(n)), _mm512_cvtps_pd(_mm512_castps512_ps256(v)));
+  _mm512_mask_storeu_pd(p + 8, static_cast<__mmask8>(first_lanes(n) >> 8),
                         _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1)));
 }
-inline void store_n(int32_t* p, I32 v, int n) { _mm512_mask_storeu_epi32(p, first(n), v); }
+inline void store_n(int32_t* p, I32 v, int n) { _mm512_mask_storeu_epi32(p, first_lanes(n), v); }
 template <class T, class V>
 inline void store(T* p, V v) {
   store_n(p, v, kLanes);
 }
 inline void store_i8_n(int8_t* p, I32 v, uint8_t flip, int n) {
   const __m128i bytes = _mm_xor_si128(_mm512_cvtepi32_epi8(v), _mm_set1_epi8(static_cast<char>(flip)));
-  _mm_mask_storeu_epi8(p, first(n), bytes);
+  _mm_mask_storeu_epi8(p, first_lanes(n), bytes);
 }
 inline void store_i8(int8_t* p, I32 v, uint8_t flip) { store_i8_n(p, v, flip, kLanes); }
 inline void store_mask_n(bool* p, Mask v, int n) {
-  _mm_mask_storeu_epi8(p, first(n), _mm_maskz_set1_epi8(v, 1));
+  _mm_mask_storeu_epi8(p, first_lanes(n), _mm_maskz_set1_epi8(v, 1));
 }
 inline void store_mask(bool* p, Mask v) { store_mask_n(p, v, kLanes); }
 
@@ -104,7 +110,7 @@ inline float reduce_max(F32 v) { return _mm512_reduce_max_ps(v); }
 inline I32 add(I32 a, I32 b) { return _mm512_add_epi32(a, b); }
 inline I32 sub(I32 a, I32 b) { return _mm512_sub_epi32(a, b); }
 inline I32 mul(I32 a, I32 b) { return _mm512_mullo_epi32(a, b); }
-inline I32 half(I32 a) { return _mm512_srai_epi32(a, 1); }
+inline I32 halve_down(I32 a) { return _mm512_srai_epi32(a, 1); }
 inline F32 to_f32(I32 v) { return _mm512_cvtepi32_ps(v); }
 inline I32 to_i32(F32 v) { return _mm512_cvtps_epi32(v); }
 inline F32 power_of_two(I32 n) {

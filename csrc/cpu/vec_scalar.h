@@ -34,12 +34,12 @@ inline F32 load(const bf16* p) { return bf16_to_float(load_raw(p).bits); }
 inline F32 load(const double* p) { return static_cast<float>(load_raw(p)); }
 inline I32 load(const int32_t* p) { return load_raw(p); }
 inline I32 load(const int8_t* p) { return *p; }
-inline Mask load_mask(const bool* p) { return *p; }
+inline Mask load_mask(const bool* p) { return load_raw(reinterpret_cast<const uint8_t*>(p)) != 0; }
 template <class T>
 inline auto load_n(const T* p, int) {
   return load(p);
 }
-inline Mask load_mask_n(const bool* p, int) { return *p; }
+inline Mask load_mask_n(const bool* p, int) { return load_mask(p); }
 
 inline void store(float* p, F32 v) { memcpy(p, &v, sizeof v); }
 inline void store(f16* p, F32 v) {
@@ -89,7 +89,7 @@ inline float reduce_max(F32 v) { return v; }
 inline I32 add(I32 a, I32 b) { return static_cast<I32>(static_cast<uint32_t>(a) + static_cast<uint32_t>(b)); }
 inline I32 sub(I32 a, I32 b) { return static_cast<I32>(static_cast<uint32_t>(a) - static_cast<uint32_t>(b)); }
 inline I32 mul(I32 a, I32 b) { return static_cast<I32>(static_cast<uint32_t>(a) * static_cast<uint32_t>(b)); }
-inline I32 half(I32 a) { return a >> 1; }  // rounds down
+inline I32 halve_down(I32 a) { return a >> 1; }
 inline F32 to_f32(I32 v) { return static_cast<float>(v); }
 inline I32 to_i32(F32 v) {
   const float r = round_even(v);

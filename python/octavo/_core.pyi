@@ -1,8 +1,9 @@
 """Native CPU kernels. Pointers are integers, strides count elements, counts are int64.
 
-Callers (`octavo.ops`) have validated everything; these functions release the GIL, split the work over `threads`
-threads and only check what would otherwise be undefined behaviour. Dtype codes: 0 float32, 1 float16, 2 bfloat16,
-3 float64, 4 int32. Activation codes: 0 none, 1 relu, 2 gelu, 3 gelu_tanh, 4 silu. A pointer of 0 means "absent".
+Callers (`octavo.ops`) have validated everything; these functions release the GIL, split the work over
+`threads` threads and only check what would otherwise be undefined behaviour. Dtype codes: 0 float32,
+1 float16, 2 bfloat16, 3 float64, 4 int32. Activation codes: 0 none, 1 relu, 2 gelu, 3 gelu_tanh, 4 silu. A
+pointer of 0 means "absent".
 """
 
 PACKED_VERSION: int
@@ -53,7 +54,7 @@ def count_nonfinite(
     x: int, x_dtype: int, rows: int, cols: int, row_stride: int, col_stride: int, threads: int
 ) -> tuple[int, int]: ...
 def magnitude_select(segments: list[tuple[int, int, int]], k: int, threads: int) -> tuple[int, int]: ...
-def max_magnitude(segments: list[tuple[int, int, int]], threads: int) -> float: ...
+def max_key(segments: list[tuple[int, int, int]], threads: int) -> int: ...
 def prune_mask(segments: list[tuple[int, int, int, int]], key: int, ties: int, threads: int) -> None: ...
 def prune_mask_nm(w: int, dtype: int, groups: int, n: int, m: int, mask: int, threads: int) -> None: ...
 def unit_scores(
@@ -68,6 +69,7 @@ def int8_linear(
     x: int,
     x_dtype: int,
     m: int,
+    n: int,
     k: int,
     row_stride: int,
     col_stride: int,
@@ -86,6 +88,7 @@ def scaled_int_mm(
     a: int,
     a_signed: bool,
     m: int,
+    n: int,
     k: int,
     row_stride: int,
     col_stride: int,

@@ -101,13 +101,19 @@ def force_isa(name: str) -> Restore:
     Every ISA gives the same bits. ValueError for a name that is unknown, not built, or not on this machine.
     Also OCTAVO_ISA.
     """
+    core = _core_with(name, "name")
+    before = core.get_isa()
+    core.set_isa(name)
+    return Restore(lambda: core.set_isa(before))
+
+
+def _core_with(isa: str, argument: str) -> Any:
+    """The native module, if it has the ISA."""
     available = [] if _core is None else _core.isas_available()
-    if name not in available:
+    if isa not in available:
         known = "none: the native module is missing" if _core is None else ", ".join(available)
-        raise ValueError(f"name: expected an ISA of this machine ({known}), got {name!r}")
-    before = _core.get_isa()
-    _core.set_isa(name)
-    return Restore(lambda: _core.set_isa(before))
+        raise ValueError(f"{argument}: expected an ISA of this machine ({known}), got {isa!r}")
+    return _core
 
 
 def set_num_threads(n: int | None) -> None:
@@ -226,11 +232,8 @@ def _read_environment() -> None:
                 stacklevel=4,
             )
     isa = os.environ.get("OCTAVO_ISA", "")
-    if isa:
-        try:
-            force_isa(isa)
-        except ValueError as error:
-            raise ValueError(str(error).replace("name:", "OCTAVO_ISA:", 1)) from None
+    if isa:  # without a look at the default: choosing AMX, even for a moment, changes the process
+        _core_with(isa, "OCTAVO_ISA").set_isa(isa)
     use_backend(backend)
 
 

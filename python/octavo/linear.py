@@ -32,7 +32,16 @@ from .arrays import (
     writable_rows,
 )
 from .backends import _core
-from .packed import MAX_K, MAX_K_UNSIGNED, PackedWeight, check_scale, pack_buffer, read_header, unpack_buffer
+from .packed import (
+    MAX_K,
+    MAX_K_UNSIGNED,
+    PackedWeight,
+    aligned,
+    check_scale,
+    pack_buffer,
+    read_header,
+    unpack_buffer,
+)
 from .quantization import Quantized, quantize, reference_for, runs_native
 
 _ACTIVATION_NAMES = ("relu", "gelu", "gelu_tanh", "silu")
@@ -193,6 +202,7 @@ def _int8_linear(
         at(base),
         x_code,
         rows,
+        n,
         cols,
         row_stride,
         col_stride,
@@ -243,6 +253,7 @@ def _tiny_int8_linear(
         x_address,
         code,
         shape[0],
+        n,
         k,
         k,
         1,
@@ -359,6 +370,7 @@ def _native_product(
         pointer(base),
         dtype_name(a.dtype) == "int8",
         rows,
+        n,
         cols,
         row_stride,
         col_stride,
@@ -385,7 +397,7 @@ def _operand(weight: Any, weight_scale: Array | None) -> tuple[int, int, Array, 
     kind_of(weight=weight, weight_scale=weight_scale)
     if weight.ndim == 1:
         check_dtype(weight, "weight", "uint8")
-        weight = contiguous(weight)
+        weight = aligned(weight)
         if runs_native(weight):
             n, k = _core.packed_shape(pointer(weight), weight.shape[0])
         else:

@@ -163,8 +163,7 @@ def _stored_form(weight: Tensor) -> Tensor:
     if weight.device.type != "cpu":
         return weight
     packed: Tensor = torch_ops.pack_weight(weight)
-    # torch.export saves whole storages: not a part of a larger one
-    return packed if packed.untyped_storage().nbytes() == packed.nbytes else packed.clone()
+    return packed
 
 
 def quantize_(

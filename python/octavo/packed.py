@@ -50,11 +50,7 @@ class PackedWeight:
         shape = read_header(buffer)
         if not isinstance(buffer, np.ndarray):
             buffer, scale = buffer.detach(), None if scale is None else scale.detach()
-        buffer = contiguous(buffer)
-        if _address(buffer) % _ALIGNMENT and (isinstance(buffer, np.ndarray) or buffer.is_cpu):
-            aligned = _aligned_empty(buffer.shape[0], buffer)
-            aligned[:] = buffer
-            buffer = aligned
+        buffer = aligned(buffer)
         scale = check_scale(scale, "scale", shape[0])
         self._fill(buffer, None if scale is None else scale.reshape(shape[0]), shape)
 
@@ -106,6 +102,16 @@ class PackedWeight:
     def __repr__(self) -> str:
         scaled = "no scale" if self.scale is None else "scale"
         return f"PackedWeight(shape={self.shape}, layout={self.layout!r}, {scaled}, nbytes={self.nbytes})"
+
+
+def aligned(buffer: Array) -> Array:
+    """The buffer, or a copy of it where it is not contiguous and 64-byte aligned as the kernels want it."""
+    buffer = contiguous(buffer)
+    if not _address(buffer) % _ALIGNMENT or not (isinstance(buffer, np.ndarray) or buffer.is_cpu):
+        return buffer
+    copy = _aligned_empty(buffer.shape[0], buffer)
+    copy[:] = buffer
+    return copy
 
 
 def packed_nbytes(n: int, k: int) -> int:
@@ -198,6 +204,8 @@ def _address(x: Array) -> int:
 
 
 def _aligned_empty(nbytes: int, like: Array) -> Array:
-    raw = empty((nbytes + _ALIGNMENT,), "uint8", like)
+    if not isinstance(like, np.ndarray):
+        return empty((nbytes,), "uint8", like)  # torch aligns to 64 bytes
+    raw = np.empty(nbytes + _ALIGNMENT, np.uint8)
     offset = -_address(raw) % _ALIGNMENT
     return raw[offset : offset + nbytes]

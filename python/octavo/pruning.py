@@ -184,7 +184,7 @@ def _native_masks(ws: list[Array], masks: list[Array], chosen: Selection) -> lis
     else:
         if chosen.ratio is not None:
             # exact in float64 and rounded once, as one float32 product is
-            limit = _from_bits(_f32_bits(chosen.ratio)) * _core.max_magnitude(segments, threads)
+            limit = _from_bits(_f32_bits(chosen.ratio)) * _from_bits(_core.max_key(segments, threads))
         else:
             assert chosen.threshold is not None
             limit = chosen.threshold

@@ -226,7 +226,10 @@ void test_activations() {
     compare_drivers("activation", n * 4, DType::f32, [&](void* out, int threads) {
       LinearArgs args = {};
       args.x = {x.data(), DType::f32, 1, 1, 1, 1};
+      args.quantize_x = true;
       args.m = 1;
+      args.n = n;
+      args.k = 1;
       args.packed = packed.data();
       args.w_scale = w_scale.as<float>();
       args.bias = bias.data();
@@ -327,9 +330,9 @@ void test_prune_drivers() {
           expect(kept == total - k, "kept", kept, total - k);
         });
       }
-      compare_drivers("max_magnitude", 4, DType::f32, [&](void* out, int threads) {
+      compare_drivers("max_key", 4, DType::f32, [&](void* out, int threads) {
         const Segment segment = {w.data(), dtype, n, nullptr};
-        const float top = max_magnitude(&segment, 1, threads);
+        const uint32_t top = max_key(&segment, 1, threads);
         memcpy(out, &top, 4);
       });
       Bytes mask = bools(n);
@@ -387,7 +390,7 @@ void test_linear_driver() {
         memcpy(out, aligned.data(), static_cast<size_t>(aligned.size()));
       });
       compare_drivers("unpack_weight", s.n * s.k, DType::i32, [&](void* out, int threads) {
-        unpack_weight(packed.data(), static_cast<int8_t*>(out), threads);
+        unpack_weight(packed.data(), s.n, s.k, static_cast<int8_t*>(out), threads);
         bool same = true;
         for (int64_t i = 0; i < s.n; ++i) {
           for (int64_t j = 0; j < s.k; ++j) {
@@ -404,6 +407,8 @@ void test_linear_driver() {
       base.a_row_stride = row_stride;
       base.a_col_stride = col_stride;
       base.m = s.m;
+      base.n = s.n;
+      base.k = s.k;
       base.packed = packed.data();
       base.out_dtype = out_dtype;
       base.out_row_stride = stride;
@@ -414,6 +419,7 @@ void test_linear_driver() {
       scaled.activation = activation;
       compare_drivers("int8_linear", out_count * bytes_of(out_dtype), out_dtype, [&](void* out, int threads) {
         LinearArgs args = scaled;
+        args.quantize_x = true;
         args.x.data = x.data();
         args.out = out;
         linear(args, threads);
