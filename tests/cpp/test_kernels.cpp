@@ -15,7 +15,7 @@ namespace {
 std::vector<const Kernels*> available() {
   std::vector<const Kernels*> list;
   for (const Kernels& k : all_kernels()) {
-    if (k.available) list.push_back(&k);
+    if (k.available && (!k.enable || k.enable())) list.push_back(&k);
   }
   return list;
 }
