@@ -94,8 +94,9 @@ inline F32 gelu(F32 x) {
   return beyond_cut(within, select(is_negative(z), lower, upper), x);
 }
 
-inline F32 activate(Activation activation, F32 x) {
-  switch (activation) {
+template <Activation kActivation>
+inline F32 activate(F32 x) {
+  switch (kActivation) {
     case Activation::relu: return max(set1(0.0f), x);  // the second operand if NaN
     case Activation::gelu: return gelu(x);
     case Activation::gelu_tanh: return gelu_tanh(x);

@@ -104,7 +104,6 @@ void gemm(const GemmBlock& g) {
     for (int64_t c = 0; c < kPanelN && p * kPanelN + c < g.n; c += kTileN) {
       const int8_t* b = g.panels + p * panel_bytes(g.k) + c * kGroupK;
       const int64_t column = p * kPanelN + c;
-      const int low_lanes = lanes_left(g.n, column), high_lanes = lanes_left(g.n, column + kTile);
       for (int64_t row = 0; row < g.m; row += kTileM) {
         const int64_t rows = g.m - row < kTileM ? g.m - row : kTileM;
         const uint8_t* a = g.a + row * g.lda;
@@ -113,10 +112,7 @@ void gemm(const GemmBlock& g) {
         } else {
           multiply_16x32(a, g.lda, b, steps, out);
         }
-        for (int64_t r = 0; r < rows; ++r) {
-          finish(g.epilogue, row + r, column, low_lanes, load(out[r]));
-          if (high_lanes > 0) finish(g.epilogue, row + r, column + kTile, high_lanes, load(out[r] + kTile));
-        }
+        finish_tile<kTileN, kTileN>(g.epilogue, g.n, row, static_cast<int>(rows), column, out[0]);
       }
     }
   }

@@ -33,12 +33,12 @@ inline void tile(const GemmBlock& g, int64_t row, int64_t column, const int8_t* 
       high[r] = _mm256_add_epi32(high[r], _mm256_madd_epi16(a_row, b_high));
     }
   }
-  const int lanes = lanes_left(g.n, column);
+  int32_t acc[kRows * kLanes];
   for (int r = 0; r < kRows; ++r) {
     // hadd leaves columns 0 1 4 5 | 2 3 6 7
-    const __m256i sums = _mm256_permute4x64_epi64(_mm256_hadd_epi32(low[r], high[r]), 0xD8);
-    finish(g.epilogue, row + r, column, lanes, sums);
+    store(acc + r * kLanes, _mm256_permute4x64_epi64(_mm256_hadd_epi32(low[r], high[r]), 0xD8));
   }
+  finish_tile<kLanes, kLanes>(g.epilogue, g.n, row, kRows, column, acc);
 }
 
 void gemm(const GemmBlock& g) {

@@ -31,12 +31,11 @@ inline void tile(const GemmBlock& g, int64_t row, int64_t column, const int8_t* 
       for (int v = 0; v < kVectors; ++v) acc[r][v] = _mm512_dpbusd_epi32(acc[r][v], a_row, weights[v]);
     }
   }
+  alignas(64) int32_t sums[kRows * kPanelN];
   for (int r = 0; r < kRows; ++r) {
-    for (int v = 0; v < kVectors; ++v) {
-      const int lanes = lanes_left(g.n, column + v * kLanes);
-      if (lanes > 0) finish(g.epilogue, row + r, column + v * kLanes, lanes, acc[r][v]);
-    }
+    for (int v = 0; v < kVectors; ++v) store(sums + r * kPanelN + v * kLanes, acc[r][v]);
   }
+  finish_tile<kPanelN, kPanelN>(g.epilogue, g.n, row, kRows, column, sums);
 }
 
 void gemm(const GemmBlock& g) {

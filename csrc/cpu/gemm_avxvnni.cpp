@@ -29,11 +29,12 @@ inline void tile(const GemmBlock& g, int64_t row, int64_t column, const int8_t* 
       high[r] = _mm256_dpbusd_avx_epi32(high[r], a_row, b_high);
     }
   }
-  const int low_lanes = lanes_left(g.n, column), high_lanes = lanes_left(g.n, column + kLanes);
+  int32_t acc[kRows * kTileN];
   for (int r = 0; r < kRows; ++r) {
-    finish(g.epilogue, row + r, column, low_lanes, low[r]);
-    if (high_lanes > 0) finish(g.epilogue, row + r, column + kLanes, high_lanes, high[r]);
+    store(acc + r * kTileN, low[r]);
+    store(acc + r * kTileN + kLanes, high[r]);
   }
+  finish_tile<kTileN, kTileN>(g.epilogue, g.n, row, kRows, column, acc);
 }
 
 void gemm(const GemmBlock& g) {

@@ -15,18 +15,16 @@ void gemm(const GemmBlock& g) {
     const int8_t* panel = g.panels + p * panel_bytes(g.k);
     for (int64_t row = 0; row < g.m; ++row) {
       const uint8_t* a = g.a + row * g.lda;
-      uint32_t acc[kPanelN] = {};
+      int32_t acc[kPanelN] = {};
       for (int64_t group = 0; group < groups; ++group) {
         const int8_t* b = panel + group * kPanelN * kGroupK;
         for (int c = 0; c < kPanelN; ++c) {
           int32_t sum = 0;
           for (int i = 0; i < kGroupK; ++i) sum += a[group * kGroupK + i] * b[c * kGroupK + i];
-          acc[c] += static_cast<uint32_t>(sum);
+          acc[c] = add(acc[c], sum);
         }
       }
-      for (int c = 0; c < kPanelN && p * kPanelN + c < g.n; ++c) {
-        finish(g.epilogue, row, p * kPanelN + c, 1, static_cast<I32>(acc[c]));
-      }
+      finish_tile<kPanelN, kPanelN>(g.epilogue, g.n, row, 1, p * kPanelN, acc);
     }
   }
 }
