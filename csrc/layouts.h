@@ -1,12 +1,12 @@
-// Packed weights, as index maps. One dense layout serves every CPU instruction set: panels of 64 columns, four terms of k
-// beside each other. A row of 16 columns is one VPDPBUSD operand, 16 such rows are one AMX tile.
+// Packed weights, as index maps. One dense layout serves every CPU instruction set: panels of 16 columns, four terms of k
+// beside each other. 64 bytes are one VPDPBUSD operand, the next 64 its successor in k; 16 of them are one AMX tile.
 #pragma once
 
 #include <cstdint>
 
 namespace octavo {
 
-constexpr int64_t kPanelN = 64;
+constexpr int64_t kPanelN = 16;
 constexpr int64_t kPanelK = 64;  // k is padded with zeros to whole AMX tiles
 constexpr int64_t kGroupK = 4;
 

@@ -1,5 +1,6 @@
 // What happens to a tile of int32 accumulators on its way out, over the vector words of the vec_*.h included before. What
 // belongs to columns is loaded once for all rows; dtype and activation are decided outside the loop.
+#include "../layouts.h"
 #include "activation.inl"
 
 namespace octavo {
@@ -71,11 +72,17 @@ void finish_as(const Epilogue& e, const Strip& s) {
   }
 }
 
-// Finishes rows x columns of a tile whose sums lie at acc[r * kStride + c]; columns beyond n are left out.
+// The first column that a block must not write.
+inline int64_t column_end(const GemmBlock& g) {
+  const int64_t end = g.panel_end * kPanelN;
+  return end < g.n ? end : g.n;
+}
+
+// Finishes rows x columns of a tile whose sums lie at acc[r * kStride + c]; columns from `end` on are left out.
 template <int kColumns, int kStride>
-void finish_tile(const Epilogue& e, int64_t n, int64_t row, int rows, int64_t column, const int32_t* acc) {
-  for (int c = 0; c < kColumns && column + c < n; c += kLanes) {
-    const int64_t left = n - column - c;
+void finish_tile(const Epilogue& e, int64_t end, int64_t row, int rows, int64_t column, const int32_t* acc) {
+  for (int c = 0; c < kColumns && column + c < end; c += kLanes) {
+    const int64_t left = end - column - c;
     const Strip strip = {row,     rows,   column + c, left < kLanes ? static_cast<int>(left) : kLanes,
                          acc + c, kStride};
     switch (e.out_dtype) {

@@ -13,6 +13,7 @@ namespace {
 constexpr double kSerialWork = 1 << 22;  // multiply-adds below which a second thread does not pay
 constexpr int64_t kRowAlign = 16;        // GemmBlock: A is readable in whole AMX tiles
 constexpr int64_t kBlockRows = 192;      // rows staged at a time: 192 * k bytes, in L2 for k up to 10,000
+constexpr int64_t kGrainPanels = 4;      // the widest tile
 constexpr int64_t kTallRows = 48;        // rows for each thread from which splitting them pays
 
 // A line of padding where k is a multiple of 128: rows a power of two apart would share few cache sets.
@@ -94,7 +95,7 @@ class Product {
     };
     parallel_for(args_.m, (int64_t{1} << 15) / (k_ + 1) + 1, threads_, rows);
     auto columns = [&](int64_t begin, int64_t end) { multiply(0, args_.m, a, scales, offsets, begin, end); };
-    parallel_for(panels(), 1, threads_, columns);
+    parallel_for(panels(), kGrainPanels, threads_, columns);
   }
 
   int64_t panels() const { return padded_n(n_) / kPanelN; }

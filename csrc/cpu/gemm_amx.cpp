@@ -1,10 +1,9 @@
 // The product on AMX-INT8. One tdpbusd multiplies 16 rows x 64 terms of u8 by 64 terms x 16 columns of s8 in 16 cycles; a
-// packed panel holds such weight tiles as they are (16 rows of 64 bytes, 256 bytes apart).
+// packed panel holds such weight tiles as they are, one after the other.
 // Tile: 32 x 32 = four accumulator tiles, two of A, two of B: all eight. Each loaded tile is used twice.
 // Rows beyond m are computed from the padding of A and thrown away.
 #include "vec_avx512.h"
 
-#include "../layouts.h"
 #include "epilogue.inl"
 
 namespace octavo {
@@ -14,6 +13,7 @@ constexpr int kTile = 16;  // rows of a tile; columns of int32
 constexpr int kTileM = 2 * kTile;
 constexpr int kTileN = 2 * kTile;
 constexpr int64_t kWeightStride = kPanelN * kGroupK;
+constexpr int64_t kWeightTile = kTile * kWeightStride;
 constexpr int64_t kSmallM = 4;  // up to here the tiles would be mostly padding
 
 struct TileConfig {
@@ -57,18 +57,23 @@ class TileScope {
   TileConfig before_;
 };
 
+// Two panels of weights, `steps` tiles each.
+struct Weights {
+  const int8_t *low, *high;
+  int64_t steps;
+};
+
 // Tiles 0 1 / 2 3 accumulate, 4 5 are rows of A, 6 7 columns of B.
-inline void multiply_32x32(const uint8_t* a, int64_t lda, const int8_t* b, int64_t steps,
-                           int32_t (*out)[kTileN]) {
+inline void multiply_32x32(const uint8_t* a, int64_t lda, Weights b, int32_t (*out)[kTileN]) {
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
-  for (int64_t step = 0; step < steps; ++step, a += kPanelK, b += kTile * kWeightStride) {
-    _tile_loadd(6, b, kWeightStride);
+  for (int64_t step = 0; step < b.steps; ++step, a += kPanelK, b.low += kWeightTile, b.high += kWeightTile) {
+    _tile_loadd(6, b.low, kWeightStride);
     _tile_loadd(4, a, lda);
     _tile_dpbusd(0, 4, 6);
-    _tile_loadd(7, b + 64, kWeightStride);
+    _tile_loadd(7, b.high, kWeightStride);
     _tile_dpbusd(1, 4, 7);
     _tile_loadd(5, a + kTile * lda, lda);
     _tile_dpbusd(2, 5, 6);
@@ -80,15 +85,14 @@ inline void multiply_32x32(const uint8_t* a, int64_t lda, const int8_t* b, int64
   _tile_stored(3, out[kTile] + kTile, sizeof out[0]);
 }
 
-inline void multiply_16x32(const uint8_t* a, int64_t lda, const int8_t* b, int64_t steps,
-                           int32_t (*out)[kTileN]) {
+inline void multiply_16x32(const uint8_t* a, int64_t lda, Weights b, int32_t (*out)[kTileN]) {
   _tile_zero(0);
   _tile_zero(1);
-  for (int64_t step = 0; step < steps; ++step, a += kPanelK, b += kTile * kWeightStride) {
+  for (int64_t step = 0; step < b.steps; ++step, a += kPanelK, b.low += kWeightTile, b.high += kWeightTile) {
     _tile_loadd(4, a, lda);
-    _tile_loadd(6, b, kWeightStride);
+    _tile_loadd(6, b.low, kWeightStride);
     _tile_dpbusd(0, 4, 6);
-    _tile_loadd(7, b + 64, kWeightStride);
+    _tile_loadd(7, b.high, kWeightStride);
     _tile_dpbusd(1, 4, 7);
   }
   _tile_stored(0, out[0], sizeof out[0]);
@@ -98,22 +102,21 @@ inline void multiply_16x32(const uint8_t* a, int64_t lda, const int8_t* b, int64
 void gemm(const GemmBlock& g) {
   if (g.m <= kSmallM) return kGemmAvx512Vnni.gemm(g);
   const TileScope scope;
-  const int64_t steps = padded_k(g.k) / kPanelK;
   alignas(64) int32_t out[kTileM][kTileN];
-  for (int64_t p = g.panel_begin; p < g.panel_end; ++p) {
-    for (int64_t c = 0; c < kPanelN && p * kPanelN + c < g.n; c += kTileN) {
-      const int8_t* b = g.panels + p * panel_bytes(g.k) + c * kGroupK;
-      const int64_t column = p * kPanelN + c;
-      for (int64_t row = 0; row < g.m; row += kTileM) {
-        const int64_t rows = g.m - row < kTileM ? g.m - row : kTileM;
-        const uint8_t* a = g.a + row * g.lda;
-        if (rows > kTile) {
-          multiply_32x32(a, g.lda, b, steps, out);
-        } else {
-          multiply_16x32(a, g.lda, b, steps, out);
-        }
-        finish_tile<kTileN, kTileN>(g.epilogue, g.n, row, static_cast<int>(rows), column, out[0]);
+  for (int64_t p = g.panel_begin; p < g.panel_end; p += 2) {
+    // After an odd last panel it is read twice; the second sums are not stored.
+    const int8_t* low = g.panels + p * panel_bytes(g.k);
+    const Weights b = {low, p + 1 < g.panel_end ? low + panel_bytes(g.k) : low, padded_k(g.k) / kPanelK};
+    for (int64_t row = 0; row < g.m; row += kTileM) {
+      const int64_t rows = g.m - row < kTileM ? g.m - row : kTileM;
+      const uint8_t* a = g.a + row * g.lda;
+      if (rows > kTile) {
+        multiply_32x32(a, g.lda, b, out);
+      } else {
+        multiply_16x32(a, g.lda, b, out);
       }
+      finish_tile<kTileN, kTileN>(g.epilogue, column_end(g), row, static_cast<int>(rows), p * kPanelN,
+                                  out[0]);
     }
   }
 }

@@ -3,7 +3,6 @@
 // Tile: 4 rows x 8 columns = 8 accumulators, 4 broadcast rows, 2 widened columns: 14 of 16 registers.
 #include "vec_avx2.h"
 
-#include "../layouts.h"
 #include "epilogue.inl"
 
 namespace octavo {
@@ -38,7 +37,7 @@ inline void tile(const GemmBlock& g, int64_t row, int64_t column, const int8_t* 
     // hadd leaves columns 0 1 4 5 | 2 3 6 7
     store(acc + r * kLanes, _mm256_permute4x64_epi64(_mm256_hadd_epi32(low[r], high[r]), 0xD8));
   }
-  finish_tile<kLanes, kLanes>(g.epilogue, g.n, row, kRows, column, acc);
+  finish_tile<kLanes, kLanes>(g.epilogue, column_end(g), row, kRows, column, acc);
 }
 
 void gemm(const GemmBlock& g) {

@@ -4,26 +4,31 @@
 // broadcasts feed 24 multiply-adds, and 24 independent chains hide the latency of 4 or 5 cycles.
 #include "vec_avx512.h"
 
-#include "../layouts.h"
 #include "epilogue.inl"
 
 namespace octavo {
 namespace {
 
 constexpr int kTileM = 6;
-constexpr int kVectors = kPanelN / kLanes;
+constexpr int kVectors = 4;  // panels of a tile
+constexpr int kTileN = kVectors * kLanes;
 
 template <int kRows>
-inline void tile(const GemmBlock& g, int64_t row, int64_t column, const int8_t* b) {
+inline void tile(const GemmBlock& g, int64_t row, int64_t p) {
   __m512i acc[kRows][kVectors];
   for (auto& acc_row : acc) {
     for (auto& v : acc_row) v = _mm512_setzero_si512();
   }
+  // Beyond the last panel the last one is read again; those sums are not stored.
+  const int8_t* b[kVectors];
+  for (int v = 0; v < kVectors; ++v) {
+    b[v] = g.panels + (p + v < g.panel_end ? p + v : g.panel_end - 1) * panel_bytes(g.k);
+  }
   const uint8_t* a = g.a + row * g.lda;
   const int64_t groups = (g.k + kGroupK - 1) / kGroupK;
-  for (int64_t group = 0; group < groups; ++group, a += kGroupK, b += kPanelN * kGroupK) {
+  for (int64_t group = 0; group < groups; ++group, a += kGroupK) {
     __m512i weights[kVectors];
-    for (int v = 0; v < kVectors; ++v) weights[v] = _mm512_loadu_si512(b + v * 64);
+    for (int v = 0; v < kVectors; ++v) weights[v] = _mm512_loadu_si512(b[v] + group * kPanelN * kGroupK);
     for (int r = 0; r < kRows; ++r) {
       int32_t four;
       memcpy(&four, a + r * g.lda, sizeof four);
@@ -31,25 +36,23 @@ inline void tile(const GemmBlock& g, int64_t row, int64_t column, const int8_t* 
       for (int v = 0; v < kVectors; ++v) acc[r][v] = _mm512_dpbusd_epi32(acc[r][v], a_row, weights[v]);
     }
   }
-  alignas(64) int32_t sums[kRows * kPanelN];
+  alignas(64) int32_t sums[kRows * kTileN];
   for (int r = 0; r < kRows; ++r) {
-    for (int v = 0; v < kVectors; ++v) store(sums + r * kPanelN + v * kLanes, acc[r][v]);
+    for (int v = 0; v < kVectors; ++v) store(sums + r * kTileN + v * kLanes, acc[r][v]);
   }
-  finish_tile<kPanelN, kPanelN>(g.epilogue, g.n, row, kRows, column, sums);
+  finish_tile<kTileN, kTileN>(g.epilogue, column_end(g), row, kRows, p * kPanelN, sums);
 }
 
 void gemm(const GemmBlock& g) {
-  for (int64_t p = g.panel_begin; p < g.panel_end; ++p) {
-    const int8_t* b = g.panels + p * panel_bytes(g.k);
-    const int64_t column = p * kPanelN;
+  for (int64_t p = g.panel_begin; p < g.panel_end; p += kVectors) {
     int64_t row = 0;
-    for (; row + kTileM <= g.m; row += kTileM) tile<kTileM>(g, row, column, b);
+    for (; row + kTileM <= g.m; row += kTileM) tile<kTileM>(g, row, p);
     switch (g.m - row) {
-      case 1: tile<1>(g, row, column, b); break;
-      case 2: tile<2>(g, row, column, b); break;
-      case 3: tile<3>(g, row, column, b); break;
-      case 4: tile<4>(g, row, column, b); break;
-      case 5: tile<5>(g, row, column, b); break;
+      case 1: tile<1>(g, row, p); break;
+      case 2: tile<2>(g, row, p); break;
+      case 3: tile<3>(g, row, p); break;
+      case 4: tile<4>(g, row, p); break;
+      case 5: tile<5>(g, row, p); break;
       default: break;
     }
   }

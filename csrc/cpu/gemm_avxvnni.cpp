@@ -3,7 +3,6 @@
 // broadcasts feed 12 multiply-adds, and 12 independent chains hide their latency.
 #include "vec_avx2.h"
 
-#include "../layouts.h"
 #include "epilogue.inl"
 
 namespace octavo {
@@ -11,6 +10,7 @@ namespace {
 
 constexpr int kTileM = 6;
 constexpr int kTileN = 2 * kLanes;
+static_assert(kTileN == kPanelN, "a tile is as wide as a panel");
 
 template <int kRows>
 inline void tile(const GemmBlock& g, int64_t row, int64_t column, const int8_t* b) {
@@ -34,24 +34,22 @@ inline void tile(const GemmBlock& g, int64_t row, int64_t column, const int8_t* 
     store(acc + r * kTileN, low[r]);
     store(acc + r * kTileN + kLanes, high[r]);
   }
-  finish_tile<kTileN, kTileN>(g.epilogue, g.n, row, kRows, column, acc);
+  finish_tile<kTileN, kTileN>(g.epilogue, column_end(g), row, kRows, column, acc);
 }
 
 void gemm(const GemmBlock& g) {
   for (int64_t p = g.panel_begin; p < g.panel_end; ++p) {
-    for (int64_t c = 0; c < kPanelN && p * kPanelN + c < g.n; c += kTileN) {
-      const int8_t* b = g.panels + p * panel_bytes(g.k) + c * kGroupK;
-      const int64_t column = p * kPanelN + c;
-      int64_t row = 0;
-      for (; row + kTileM <= g.m; row += kTileM) tile<kTileM>(g, row, column, b);
-      switch (g.m - row) {
-        case 1: tile<1>(g, row, column, b); break;
-        case 2: tile<2>(g, row, column, b); break;
-        case 3: tile<3>(g, row, column, b); break;
-        case 4: tile<4>(g, row, column, b); break;
-        case 5: tile<5>(g, row, column, b); break;
-        default: break;
-      }
+    const int8_t* b = g.panels + p * panel_bytes(g.k);
+    const int64_t column = p * kPanelN;
+    int64_t row = 0;
+    for (; row + kTileM <= g.m; row += kTileM) tile<kTileM>(g, row, column, b);
+    switch (g.m - row) {
+      case 1: tile<1>(g, row, column, b); break;
+      case 2: tile<2>(g, row, column, b); break;
+      case 3: tile<3>(g, row, column, b); break;
+      case 4: tile<4>(g, row, column, b); break;
+      case 5: tile<5>(g, row, column, b); break;
+      default: break;
     }
   }
 }

@@ -1,8 +1,7 @@
-// The product in plain C++: one row by one panel, 64 accumulators that a compiler can keep in vectors. Runs everywhere;
+// The product in plain C++: one row by one panel, 16 accumulators that a compiler can keep in vectors. Runs everywhere;
 // the other files are held against it.
 #include "vec_scalar.h"
 
-#include "../layouts.h"
 #include "epilogue.inl"
 
 namespace octavo {
@@ -24,7 +23,7 @@ void gemm(const GemmBlock& g) {
           acc[c] = add(acc[c], sum);
         }
       }
-      finish_tile<kPanelN, kPanelN>(g.epilogue, g.n, row, 1, p * kPanelN, acc);
+      finish_tile<kPanelN, kPanelN>(g.epilogue, column_end(g), row, 1, p * kPanelN, acc);
     }
   }
 }

@@ -115,7 +115,7 @@ def aligned(buffer: Array) -> Array:
 
 
 def packed_nbytes(n: int, k: int) -> int:
-    padded_n = -(-n // 64) * 64
+    padded_n = -(-n // 16) * 16
     return _HEADER_NBYTES + 4 * padded_n + padded_n * (-(-k // 64) * 64)
 
 

@@ -206,22 +206,22 @@ _MAGIC, _VERSION, _DENSE, _ANY_ISA = 0x5654434F, 1, 0, 0
 
 
 def pack_weight(weight: Array) -> Array:
-    """int8 [N, K] -> uint8: header, int32 column sums [Np], panels [Np/64][Kp/4][64][4]; zero padded."""
+    """int8 [N, K] -> uint8: header, int32 column sums [Np], panels [Np/16][Kp/4][16][4]; zero padded."""
     n, k = weight.shape
-    padded = np.zeros((-(-n // 64) * 64, -(-k // 64) * 64), np.int8)
+    padded = np.zeros((-(-n // 16) * 16, -(-k // 64) * 64), np.int8)
     padded[:n, :k] = weight
     header = np.zeros(_HEADER_NBYTES, np.uint8)
     header[:16] = np.array([_MAGIC, _VERSION, _DENSE, _ANY_ISA], "<u4").view(np.uint8)
     header[16:32] = np.array([n, k], "<i8").view(np.uint8)
     colsum = padded.sum(axis=1, dtype=np.int32).astype("<i4").view(np.uint8)
-    panels = padded.reshape(padded.shape[0] // 64, 64, padded.shape[1] // 4, 4).transpose(0, 2, 1, 3)
+    panels = padded.reshape(padded.shape[0] // 16, 16, padded.shape[1] // 4, 4).transpose(0, 2, 1, 3)
     return np.concatenate([header, colsum, np.ascontiguousarray(panels).view(np.uint8).reshape(-1)])
 
 
 def unpack_weight(buffer: Array) -> Array:
     n, k = (int(v) for v in buffer[16:32].view("<i8"))
-    rows, cols = -(-n // 64) * 64, -(-k // 64) * 64
-    panels = buffer[_HEADER_NBYTES + 4 * rows :].view(np.int8).reshape(rows // 64, cols // 4, 64, 4)
+    rows, cols = -(-n // 16) * 16, -(-k // 64) * 64
+    panels = buffer[_HEADER_NBYTES + 4 * rows :].view(np.int8).reshape(rows // 16, cols // 4, 16, 4)
     return np.ascontiguousarray(panels.transpose(0, 2, 1, 3).reshape(rows, cols)[:n, :k])
 
 

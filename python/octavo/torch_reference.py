@@ -280,17 +280,17 @@ def _expand(keep: Tensor, w: Tensor, unit_rows: int, unit_cols: int) -> Tensor:
 def pack_weight(weight: Tensor) -> Tensor:
     """int8 [N, K] -> uint8, the bytes of `octavo.reference.pack_weight`."""
     n, k = weight.shape
-    padded = torch.nn.functional.pad(weight, (0, -k % 64, 0, -n % 64))
+    padded = torch.nn.functional.pad(weight, (0, -k % 64, 0, -n % 16))
     words = torch.tensor([0x5654434F, 1, 0, 0, n, 0, k, 0, *[0] * 8], dtype=torch.int32, device=weight.device)
     colsum = padded.sum(dim=1, dtype=torch.int32)
-    panels = padded.reshape(padded.shape[0] // 64, 64, padded.shape[1] // 4, 4).transpose(1, 2)
+    panels = padded.reshape(padded.shape[0] // 16, 16, padded.shape[1] // 4, 4).transpose(1, 2)
     parts = (words, colsum, panels.reshape(-1))
     return torch.cat([part.view(torch.uint8) for part in parts])
 
 
 def unpack_weight(packed: Tensor, n: int, k: int) -> Tensor:
-    np_, kp = n + -n % 64, k + -k % 64
-    panels = packed[64 + 4 * np_ :].view(torch.int8).reshape(np_ // 64, kp // 4, 64, 4)
+    np_, kp = n + -n % 16, k + -k % 64
+    panels = packed[64 + 4 * np_ :].view(torch.int8).reshape(np_ // 16, kp // 4, 16, 4)
     return panels.transpose(1, 2).reshape(np_, kp)[:n, :k].contiguous()
 
 
