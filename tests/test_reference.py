@@ -286,15 +286,15 @@ def test_packed_format_byte_by_byte():
     n, k = 66, 5
     weight = (np.arange(n * k) % 251 - 125).astype(np.int8).reshape(n, k)
     buffer = reference.pack_weight(weight)
-    assert buffer.nbytes == 64 + 4 * 128 + 128 * 64
+    assert buffer.nbytes == 64 + 4 * 80 + 80 * 64
     assert bytes(buffer[:64]) == b"OCTV" + bytes([1, 0, 0, 0] + [0] * 8 + [66] + [0] * 7 + [5] + [0] * 39)
-    colsum = buffer[64 : 64 + 512].view("<i4")
-    assert colsum.tolist() == [int(row.astype(int).sum()) for row in weight] + [0] * 62
-    panels = buffer[64 + 512 :].view(np.int8)
+    colsum = buffer[64 : 64 + 320].view("<i4")
+    assert colsum.tolist() == [int(row.astype(int).sum()) for row in weight] + [0] * 14
+    panels = buffer[64 + 320 :].view(np.int8)
     seen = np.zeros(panels.shape, bool)
     for i in range(n):
         for j in range(k):
-            at = ((i // 64) * (64 // 4) + j // 4) * 256 + (i % 64) * 4 + j % 4
+            at = ((i // 16) * (64 // 4) + j // 4) * 64 + (i % 16) * 4 + j % 4
             assert panels[at] == weight[i, j]
             seen[at] = True
     assert not panels[~seen].any()

@@ -216,7 +216,7 @@ def test_fake_tensors_on_any_device():
             assert (data.shape, scale.shape, zero_point.shape) == ((2, 3, 64), (2, 3, 4), (2, 3, 4))
             assert {data.device.type, scale.device.type, zero_point.device.type} == {device}
             packed = op.pack_weight(torch.empty(70, 65, dtype=torch.int8, device=device))
-            assert packed.shape == (64 + 4 * 128 + 128 * 128,)
+            assert packed.shape == (64 + 4 * 80 + 80 * 128,)
             scales = torch.empty(70, 1, device=device)
             y = op.int8_linear(x, packed, scales)
             assert (y.shape, y.dtype, y.device.type) == ((2, 3, 70), torch.bfloat16, device)
