@@ -10,7 +10,8 @@
 namespace octavo {
 namespace {
 
-constexpr double kSerialWork = 1 << 22;  // multiply-adds below which a second thread does not pay
+constexpr double kSerialWork = 1 << 24;  // below it a second thread does not pay
+constexpr double kReadWork = 64;         // multiply-adds in the time that reading a weight takes
 constexpr int64_t kRowAlign = 16;        // GemmBlock: A is readable in whole AMX tiles
 constexpr int64_t kBlockRows = 192;      // rows staged at a time: 192 * k bytes, in L2 for k up to 10,000
 constexpr int64_t kGrainPanels = 4;      // the widest tile
@@ -50,7 +51,8 @@ class Product {
     const bool wide_range = !args.quantize_x && (!args.a_signed || args.a_zero_point);
     const int64_t limit = wide_range ? kMaxKUnsigned : kMaxK;
     if (k_ > limit) fail("k", "at most " + std::to_string(limit) + ", so that int32 sums are exact", k_);
-    const double work = static_cast<double>(args.m) * static_cast<double>(n_) * static_cast<double>(k_ + 1);
+    const double work =
+        static_cast<double>(n_) * static_cast<double>(k_ + 1) * (kReadWork + static_cast<double>(args.m));
     if (work < kSerialWork) threads_ = 1;
     widen_bias();
   }

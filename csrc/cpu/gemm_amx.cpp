@@ -14,7 +14,8 @@ constexpr int kTileM = 2 * kTile;
 constexpr int kTileN = 2 * kTile;
 constexpr int64_t kWeightStride = kPanelN * kGroupK;
 constexpr int64_t kWeightTile = kTile * kWeightStride;
-constexpr int64_t kSmallM = 4;  // up to here the tiles would be mostly padding
+constexpr int kPrefetchLines = 6;  // for each step
+constexpr int64_t kSmallM = 4;     // up to here the tiles would be mostly padding
 
 struct TileConfig {
   uint8_t palette, start_row, reserved[14];
@@ -61,6 +62,8 @@ class TileScope {
 struct Weights {
   const int8_t *low, *high;
   int64_t steps;
+  const int8_t*
+      next;  // the panels after these, prefetched while these are used; reading beyond the end is harmless
 };
 
 // Tiles 0 1 / 2 3 accumulate, 4 5 are rows of A, 6 7 columns of B.
@@ -78,6 +81,7 @@ inline void multiply_32x32(const uint8_t* a, int64_t lda, Weights b, int32_t (*o
     _tile_loadd(5, a + kTile * lda, lda);
     _tile_dpbusd(2, 5, 6);
     _tile_dpbusd(3, 5, 7);
+    for (int line = 0; line < kPrefetchLines; ++line, b.next += 64) _mm_prefetch(b.next, _MM_HINT_T1);
   }
   _tile_stored(0, out[0], sizeof out[0]);
   _tile_stored(1, out[0] + kTile, sizeof out[0]);
@@ -106,12 +110,14 @@ void gemm(const GemmBlock& g) {
   for (int64_t p = g.panel_begin; p < g.panel_end; p += 2) {
     // After an odd last panel it is read twice; the second sums are not stored.
     const int8_t* low = g.panels + p * panel_bytes(g.k);
-    const Weights b = {low, p + 1 < g.panel_end ? low + panel_bytes(g.k) : low, padded_k(g.k) / kPanelK};
+    Weights b = {low, p + 1 < g.panel_end ? low + panel_bytes(g.k) : low, padded_k(g.k) / kPanelK,
+                 low + 2 * panel_bytes(g.k)};
     for (int64_t row = 0; row < g.m; row += kTileM) {
       const int64_t rows = g.m - row < kTileM ? g.m - row : kTileM;
       const uint8_t* a = g.a + row * g.lda;
       if (rows > kTile) {
         multiply_32x32(a, g.lda, b, out);
+        b.next += b.steps * kPrefetchLines * 64;
       } else {
         multiply_16x32(a, g.lda, b, out);
       }
