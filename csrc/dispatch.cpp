@@ -11,12 +11,16 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
+#if defined(__linux__) && defined(__aarch64__)
+#include <sys/auxv.h>
+#endif
 
 namespace octavo {
 namespace {
 
 struct Machine {
   bool avx2 = false, avxvnni = false, avx512vnni = false, amx = false;
+  bool neondot = false, neoni8mm = false;
 };
 
 #if defined(__x86_64__)
@@ -68,6 +72,16 @@ Machine detect() {
   return machine;
 }
 
+#elif defined(__linux__) && defined(__aarch64__)
+
+// The numbers are the kernel's: HWCAP_ASIMDDP and HWCAP2_I8MM, which older C libraries do not name.
+Machine detect() {
+  Machine machine;
+  machine.neondot = (getauxval(AT_HWCAP) >> 20) & 1u;
+  machine.neoni8mm = machine.neondot && ((getauxval(AT_HWCAP2) >> 13) & 1u);
+  return machine;
+}
+
 #else
 
 Machine detect() { return {}; }
@@ -89,6 +103,15 @@ std::vector<Kernels> build_table() {
 #endif
 #ifdef OCTAVO_HAVE_AMX
       {"amx", machine.amx, request_tiles, &kQuantizeAvx512Vnni, &kPruneAvx512Vnni, &kGemmAmx},
+#endif
+#ifdef OCTAVO_HAVE_NEON
+      {"neon", true, nullptr, &kQuantizeNeon, &kPruneNeon, &kGemmNeon},
+#endif
+#ifdef OCTAVO_HAVE_NEONDOT
+      {"neondot", machine.neondot, nullptr, &kQuantizeNeon, &kPruneNeon, &kGemmNeonDot},
+#endif
+#ifdef OCTAVO_HAVE_NEONI8MM
+      {"neoni8mm", machine.neoni8mm, nullptr, &kQuantizeNeon, &kPruneNeon, &kGemmNeonI8mm},
 #endif
   };
 }

@@ -70,9 +70,10 @@ struct GemmKernels {
   int64_t (*peak)(int64_t iterations);
 };
 
-extern const QuantizeKernels kQuantizeScalar, kQuantizeAvx2, kQuantizeAvx512Vnni;
-extern const PruneKernels kPruneScalar, kPruneAvx2, kPruneAvx512Vnni;
-extern const GemmKernels kGemmScalar, kGemmAvx2, kGemmAvxVnni, kGemmAvx512Vnni, kGemmAmx;
+extern const QuantizeKernels kQuantizeScalar, kQuantizeAvx2, kQuantizeAvx512Vnni, kQuantizeNeon;
+extern const PruneKernels kPruneScalar, kPruneAvx2, kPruneAvx512Vnni, kPruneNeon;
+extern const GemmKernels kGemmScalar, kGemmAvx2, kGemmAvxVnni, kGemmAvx512Vnni, kGemmAmx, kGemmNeon,
+    kGemmNeonDot, kGemmNeonI8mm;
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Drivers: take strides, choose the kernels (dispatch.h), split the work over threads. Strides count elements.

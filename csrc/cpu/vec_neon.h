@@ -1,0 +1,153 @@
+// Four lanes of float; the words are explained in vec_scalar.h. Partial vectors go through the stack.
+// Baseline ARMv8-A: float16 is only converted, never computed with.
+#pragma once
+
+#include <arm_neon.h>
+
+#include "../numerics.h"
+
+namespace octavo {
+namespace {
+
+constexpr int kLanes = 4;
+using F32 = float32x4_t;
+using I32 = int32x4_t;
+struct Mask {
+  uint32x4_t m;  // all ones or all zeros per lane
+};
+
+struct f16 {
+  uint16_t bits;
+};
+struct bf16 {
+  uint16_t bits;
+};
+
+inline F32 set1(float v) { return vdupq_n_f32(v); }
+inline I32 set1(int32_t v) { return vdupq_n_s32(v); }
+inline uint32x4_t bits(F32 v) { return vreinterpretq_u32_f32(v); }
+inline F32 floats(uint32x4_t u) { return vreinterpretq_f32_u32(u); }
+
+// As bytes, because an intrinsic that is told of a wider type may assume its alignment.
+inline uint8x16_t load_any(const void* p) { return vld1q_u8(static_cast<const uint8_t*>(p)); }
+inline void store_any(void* p, uint8x16_t v) { vst1q_u8(static_cast<uint8_t*>(p), v); }
+inline uint16x4_t load_halves(const void* p) {
+  uint64_t four;
+  memcpy(&four, p, sizeof four);
+  return vcreate_u16(four);
+}
+inline uint32x2_t load_bytes(const void* p) {
+  uint32_t four;
+  memcpy(&four, p, sizeof four);
+  return vdup_n_u32(four);
+}
+inline void store_halves(void* p, uint16x4_t v) {
+  const uint64_t four = vget_lane_u64(vreinterpret_u64_u16(v), 0);
+  memcpy(p, &four, sizeof four);
+}
+inline void store_bytes(void* p, uint16x4_t v) {  // the low byte of each lane
+  const uint32_t four = vget_lane_u32(vreinterpret_u32_u8(vmovn_u16(vcombine_u16(v, v))), 0);
+  memcpy(p, &four, sizeof four);
+}
+
+inline F32 load(const float* p) { return vreinterpretq_f32_u8(load_any(p)); }
+inline F32 load(const f16* p) { return vcvt_f32_f16(vreinterpret_f16_u16(load_halves(p))); }
+inline F32 load(const bf16* p) { return floats(vshll_n_u16(load_halves(p), 16)); }
+inline F32 load(const double* p) {
+  const float64x2_t low = vreinterpretq_f64_u8(load_any(p)), high = vreinterpretq_f64_u8(load_any(p + 2));
+  return vcombine_f32(vcvt_f32_f64(low), vcvt_f32_f64(high));
+}
+inline I32 load(const int32_t* p) { return vreinterpretq_s32_u8(load_any(p)); }
+inline I32 load(const int8_t* p) {
+  return vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_u32(load_bytes(p)))));
+}
+inline Mask load_mask(const bool* p) {
+  const uint32x4_t lanes = vmovl_u16(vget_low_u16(vmovl_u8(vreinterpret_u8_u32(load_bytes(p)))));
+  return {vtstq_u32(lanes, lanes)};
+}
+template <class T>
+inline auto load_n(const T* p, int n) {
+  T lanes[kLanes] = {};
+  memcpy(lanes, p, static_cast<size_t>(n) * sizeof(T));
+  return load(lanes);
+}
+inline Mask load_mask_n(const bool* p, int n) {
+  bool lanes[kLanes] = {};
+  memcpy(lanes, p, static_cast<size_t>(n));
+  return load_mask(lanes);
+}
+
+inline void store(float* p, F32 v) { store_any(p, vreinterpretq_u8_f32(v)); }
+inline void store(f16* p, F32 v) { store_halves(p, vreinterpret_u16_f16(vcvt_f16_f32(v))); }
+inline void store(bf16* p, F32 v) {
+  const uint32x4_t u = bits(v), upper = vshrq_n_u32(u, 16);
+  const uint32x4_t odd = vandq_u32(upper, vdupq_n_u32(1));
+  const uint32x4_t rounded = vshrq_n_u32(vaddq_u32(u, vaddq_u32(odd, vdupq_n_u32(0x7FFF))), 16);
+  const uint32x4_t quiet = vorrq_u32(upper, vdupq_n_u32(0x40));
+  store_halves(p, vmovn_u32(vbslq_u32(vceqq_f32(v, v), rounded, quiet)));
+}
+inline void store(double* p, F32 v) {
+  store_any(p, vreinterpretq_u8_f64(vcvt_f64_f32(vget_low_f32(v))));
+  store_any(p + 2, vreinterpretq_u8_f64(vcvt_high_f64_f32(v)));
+}
+inline void store(int32_t* p, I32 v) { store_any(p, vreinterpretq_u8_s32(v)); }
+inline void store_i8(int8_t* p, I32 v, uint8_t flip) {
+  store_bytes(p, veor_u16(vreinterpret_u16_s16(vmovn_s32(v)), vdup_n_u16(flip)));
+}
+inline void store_mask(bool* p, Mask v) { store_bytes(p, vmovn_u32(vandq_u32(v.m, vdupq_n_u32(1)))); }
+template <class T, class V>
+inline void store_n(T* p, V v, int n) {
+  T lanes[kLanes];
+  store(lanes, v);
+  memcpy(p, lanes, static_cast<size_t>(n) * sizeof(T));
+}
+inline void store_i8_n(int8_t* p, I32 v, uint8_t flip, int n) {
+  int8_t lanes[kLanes];
+  store_i8(lanes, v, flip);
+  memcpy(p, lanes, static_cast<size_t>(n));
+}
+inline void store_mask_n(bool* p, Mask v, int n) {
+  bool lanes[kLanes];
+  store_mask(lanes, v);
+  memcpy(p, lanes, static_cast<size_t>(n));
+}
+
+inline F32 add(F32 a, F32 b) { return vaddq_f32(a, b); }
+inline F32 sub(F32 a, F32 b) { return vsubq_f32(a, b); }
+inline F32 mul(F32 a, F32 b) { return vmulq_f32(a, b); }
+inline F32 div(F32 a, F32 b) { return vdivq_f32(a, b); }
+inline F32 fma(F32 a, F32 b, F32 c) { return vfmaq_f32(c, a, b); }
+// Not vminq_f32 and vmaxq_f32: those return NaN if either is.
+inline F32 min(F32 a, F32 b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
+inline F32 max(F32 a, F32 b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
+inline F32 round(F32 v) { return vrndnq_f32(v); }
+inline F32 abs(F32 v) { return vabsq_f32(v); }
+inline Mask is_negative(F32 v) { return {vcltzq_s32(vreinterpretq_s32_f32(v))}; }
+inline Mask is_finite(F32 v) { return {vcltq_u32(bits(vabsq_f32(v)), vdupq_n_u32(kInfKey))}; }
+inline Mask less_equal(F32 a, F32 b) { return {vcleq_f32(a, b)}; }
+inline Mask is_ordered(F32 v) { return {vceqq_f32(v, v)}; }
+inline F32 keep(Mask m, F32 v) { return floats(vandq_u32(m.m, bits(v))); }
+inline F32 select(Mask m, F32 a, F32 b) { return vbslq_f32(m.m, a, b); }
+inline float reduce_min(F32 v) { return vminvq_f32(v); }
+inline float reduce_max(F32 v) { return vmaxvq_f32(v); }
+
+inline I32 add(I32 a, I32 b) { return vaddq_s32(a, b); }
+inline I32 sub(I32 a, I32 b) { return vsubq_s32(a, b); }
+inline I32 mul(I32 a, I32 b) { return vmulq_s32(a, b); }
+inline I32 halve_down(I32 a) { return vshrq_n_s32(a, 1); }
+inline F32 to_f32(I32 v) { return vcvtq_f32_s32(v); }
+inline I32 to_i32(
+    F32 v) {  // saturates, and NaN gives 0: what is too large for an int32 is INT32_MIN elsewhere
+  return vbslq_s32(vcltq_f32(v, set1(2147483648.0f)), vcvtnq_s32_f32(v), set1(INT32_MIN));
+}
+inline F32 power_of_two(I32 n) {
+  return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(n, vdupq_n_s32(127)), 23));
+}
+
+inline I32 keys(F32 v) { return vreinterpretq_s32_u32(vminq_u32(bits(vabsq_f32(v)), vdupq_n_u32(kNanKey))); }
+inline Mask greater(I32 a, I32 b) { return {vcgtq_s32(a, b)}; }
+inline Mask equal(I32 a, I32 b) { return {vceqq_s32(a, b)}; }
+inline int count(Mask m) { return -vaddvq_s32(vreinterpretq_s32_u32(m.m)); }
+
+}  // namespace
+}  // namespace octavo
