@@ -85,7 +85,8 @@ double random_value(Values values) {
   switch (values) {
     case Values::special: {
       const int64_t i = random_below(24);
-      if (i >= 21) return NAN;
+      if (i >= 22) return NAN;
+      if (i == 21) return static_cast<double>(float_of(0x7FFFFFFFu));  // NaN; rounding its bits gives -0
       if (i >= 18) return i & 1 ? INFINITY : -INFINITY;
       return kSpecial[i];
     }
