@@ -15,7 +15,7 @@ CPP_FILES = $(shell find csrc tests/cpp -name '*.h' -o -name '*.inl' -o -name '*
 INSTALL := $(PIP) --no-build-isolation --config-settings=build-dir=build/{wheel_tag}
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-cpp lint format bench demo clean
+.PHONY: help build test test-cpp test-arm lint format bench demo clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -33,6 +33,9 @@ test-cpp: $(VENV)/.dev  ## only the kernels under ASan and UBSan
 	  -DOCTAVO_CPP_TESTS=ON -DOCTAVO_WERROR=$(WERROR) --log-level=WARNING
 	@$(BIN)/cmake --build build/cpp-tests
 	build/cpp-tests/test_kernels
+
+test-arm: $(VENV)/.tools  ## the kernels for aarch64, cross-compiled and run on emulated processors
+	@PATH="$(CURDIR)/$(BIN):$$PATH" WERROR=$(WERROR) sh tests/cpp/test_arm.sh
 
 lint: $(VENV)/.dev  ## ruff, mypy --strict, clang-format
 	$(BIN)/ruff check .

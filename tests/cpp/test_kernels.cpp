@@ -478,7 +478,8 @@ void test_parallel_for() {
 
 }  // namespace
 
-int main() {
+// Runs the tests that are named, or all.
+int main(int argc, char** argv) {
   const struct {
     const char* name;
     void (*run)();
@@ -489,9 +490,13 @@ int main() {
       {"activations", test_activations},     {"quantize driver", test_quantize_driver},
       {"prune drivers", test_prune_drivers}, {"linear driver", test_linear_driver},
   };
-  for (const Kernels* k : available()) printf("%s ", k->isa);
-  printf("\n");
+  printf("available:");
+  for (const Kernels* k : available()) printf(" %s", k->isa);
+  printf("; chosen: %s\n", kernels().isa);
   for (const auto& test : tests) {
+    bool wanted = argc == 1;
+    for (int i = 1; i < argc; ++i) wanted |= strcmp(argv[i], test.name) == 0;
+    if (!wanted) continue;
     const int64_t before = passed, failed_before = failed;
     test.run();
     printf("%-18s %8lld passed, %lld failed\n", test.name, static_cast<long long>(passed - before),
