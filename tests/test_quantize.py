@@ -111,6 +111,17 @@ def test_quantize_into_out(data):
         assert untouched(outs[0], pad), label
 
 
+@settings(max_examples=20)
+@given(st.data())
+def test_out_may_be_the_data_alone(data):
+    x = data.draw(float_arrays((data.draw(small_sizes), 17)))
+    expected = octavo.quantize(x)
+    out = poisoned(x.shape, np.int8, 0)
+    returned = octavo.quantize(x, out=out)
+    assert returned.data is out
+    assert_quantized(returned, expected, "out=data")
+
+
 def quantize_into(x, args, expected, pad):
     outs = [poisoned(x.shape, np.int8, pad)]
     outs += [poisoned(part.shape, part.dtype) for part in expected[1:] if part is not None]

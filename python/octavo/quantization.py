@@ -21,6 +21,7 @@ from .arrays import (
     copy_contiguous,
     empty,
     float_code,
+    is_array,
     is_number,
     kind_of,
     native_dtype,
@@ -53,7 +54,7 @@ def quantize(
     rounding: str = "nearest",
     seed: int | None = None,
     nonfinite: str = "clamp",
-    out: tuple[Array, ...] | None = None,
+    out: Array | tuple[Array, ...] | None = None,
 ) -> Quantized:
     """Quantizes x to int8: data = clamp(round(x / scale) + zero_point).
 
@@ -70,9 +71,9 @@ def quantize(
         reciprocal.
     rounding: "nearest" (ties to even), or "stochastic", the same for the same seed (an int) everywhere.
     nonfinite: "clamp": NaN becomes 0 (the zero point), Inf the end of the range; "raise": ValueError.
-    out: (data, scale) or (data, scale, zero_point) to fill, as a Quantized or a tuple. Rows of data that are
-        not contiguous or don't collapse, and the other arrays where they are not contiguous, cost a
-        temporary.
+    out: an int8 array like x to fill with the data, or (data, scale) or (data, scale, zero_point), as a
+        Quantized or a tuple. Rows of data that are not contiguous or don't collapse, and the other arrays
+        where they are not contiguous, cost a temporary.
 
     Returns Quantized(data int8 like x, scale float32, zero_point int32 or None): for static quantization,
     copies of what was given. TypeError or ValueError for anything else.
@@ -105,7 +106,7 @@ def _quantize(
     rounding: str = "nearest",
     seed: int | None = None,
     nonfinite: str = "clamp",
-    out: tuple[Array, ...] | None = None,
+    out: Array | tuple[Array, ...] | None = None,
     mask: Array | None = None,
 ) -> Quantized:
     """quantize, without torch's dispatcher; x reads as 0 where mask (bool, contiguous, like x) is False."""
@@ -281,15 +282,20 @@ def _outs(
     x: Array,
     scale_shape: tuple[int, ...],
     symmetric: bool,
-    out: tuple[Array, ...] | None,
+    out: Array | tuple[Array, ...] | None,
     inputs: dict[str, Any],
 ) -> Quantized | None:
     if out is None:
         return None
+    if is_array(out):
+        check_out(out, "out", x, x.shape, "int8", inputs)
+        return Quantized(out, None, None)
     wanted = 2 if symmetric else 3
     if not isinstance(out, tuple | list) or not wanted <= len(out) <= 3:
         got = f"{len(out)} arrays" if isinstance(out, tuple | list) else type(out).__name__
-        raise TypeError(f"out: expected (data, scale{'' if symmetric else ', zero_point'}), got {got}")
+        raise TypeError(
+            f"out: expected data or (data, scale{'' if symmetric else ', zero_point'}), got {got}"
+        )
     outs = Quantized(*out)
     if symmetric and outs.zero_point is not None:
         raise ValueError("out: expected no zero_point with symmetric=True, got one")
@@ -305,6 +311,8 @@ def _store(outs: Quantized | None, found: Quantized) -> Quantized:
     if outs is None:
         return found
     store(outs.data, found.data)
+    if outs.scale is None:
+        return Quantized(outs.data, found.scale, found.zero_point)
     store(outs.scale, found.scale)
     if found.zero_point is not None:
         store(outs.zero_point, found.zero_point)

@@ -91,7 +91,7 @@ def quantize(
     rounding: str = "nearest",
     seed: int | None = None,
     nonfinite: str = "clamp",
-    out: tuple[Tensor, ...] | None = None,
+    out: Tensor | tuple[Tensor, ...] | None = None,
 ) -> Quantized:
     if isinstance(scale, float | int):
         scale = torch.full((), scale, dtype=torch.float32, device=x.device)
@@ -516,7 +516,9 @@ def _check_kinds(**tensors: Any) -> None:
         kind_of(**tensors)
 
 
-def _fill_quantized(out: tuple[Tensor, ...], found: Quantized, **inputs: Any) -> Quantized:
+def _fill_quantized(out: Tensor | tuple[Tensor, ...], found: Quantized, **inputs: Any) -> Quantized:
+    if isinstance(out, Tensor):
+        return found._replace(data=_fill(out, "out", found.data, **inputs))
     parts = [part for part in found if part is not None]
     if not isinstance(out, list | tuple) or len([each for each in out if each is not None]) != len(parts):
         raise TypeError(f"out: expected a tuple of {len(parts)} arrays, got {out!r}")
