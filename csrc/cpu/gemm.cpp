@@ -2,6 +2,8 @@
 //
 // Signed times signed on a u8 x s8 instruction: sum (q + 128) * w = sum q * w + 128 * colsum(w), so the epilogue takes
 // (128 + zero_point) * colsum off again (row_offset). uint8 activations are staged as they are.
+#include <algorithm>
+
 #include "../check.h"
 #include "../layouts.h"
 #include "../parallel.h"
@@ -67,15 +69,18 @@ class Product {
   }
 
  private:
-  // Rows are split: each thread stages a block and multiplies it by all panels.
+  // Rows are split: each thread stages a block and multiplies it by all panels. Every thread's share is cut alike, so
+  // that shares are equal.
   void run_tall() {
     const int64_t tile = kernels().gemm->tile_m;
-    const int64_t blocks = round_up((args_.m + kBlockRows - 1) / kBlockRows, threads_);
-    const int64_t rows = round_up((args_.m + blocks - 1) / blocks, tile);
+    const int64_t share = round_up((args_.m + threads_ - 1) / threads_, tile);
+    const int64_t blocks = (share + kBlockRows - 1) / kBlockRows;
+    const int64_t rows = round_up((share + blocks - 1) / blocks, tile);
     auto body = [&](int64_t begin, int64_t end) {
       for (int64_t block = begin; block < end; ++block) {
-        const int64_t first = block * rows;
-        const int64_t count = args_.m - first < rows ? args_.m - first : rows;
+        const int64_t first = block / blocks * share + block % blocks * rows;
+        const int64_t share_end = std::min((block / blocks + 1) * share, args_.m);
+        const int64_t count = std::min(rows, share_end - first);
         if (count <= 0) continue;
         auto* a = static_cast<uint8_t*>(scratch(Slot::rows, round_up(count, kRowAlign) * stride_));
         auto* scales = static_cast<float*>(scratch(Slot::row_scales, count * 4));
@@ -84,7 +89,7 @@ class Product {
         multiply(first, count, a, scales, offsets, 0, panels());
       }
     };
-    parallel_for(blocks, 1, threads_, body);
+    parallel_for(threads_ * blocks, 1, threads_, body);
   }
 
   // Few rows: they are staged once, then the panels are split.

@@ -103,6 +103,16 @@ inline void multiply_16x32(const uint8_t* a, int64_t lda, Weights b, int32_t (*o
   _tile_stored(1, out[0] + kTile, sizeof out[0]);
 }
 
+// The lines that the tile will be stored to; without it the stores wait for them.
+inline void prefetch_out(const Epilogue& e, int64_t row, int rows, int64_t column) {
+  const int64_t size = e.out_dtype == DType::f32 || e.out_dtype == DType::i32 ? 4 : 2;
+  for (int r = 0; r < rows; ++r) {
+    const char* line = static_cast<const char*>(e.out) + ((row + r) * e.out_row_stride + column) * size;
+    _mm_prefetch(line, _MM_HINT_T0);
+    if (size == 4) _mm_prefetch(line + 64, _MM_HINT_T0);
+  }
+}
+
 void gemm(const GemmBlock& g) {
   if (g.m <= kSmallM) return kGemmAvx512Vnni.gemm(g);
   const TileScope scope;
@@ -115,6 +125,7 @@ void gemm(const GemmBlock& g) {
     for (int64_t row = 0; row < g.m; row += kTileM) {
       const int64_t rows = g.m - row < kTileM ? g.m - row : kTileM;
       const uint8_t* a = g.a + row * g.lda;
+      prefetch_out(g.epilogue, row, static_cast<int>(rows), p * kPanelN);
       if (rows > kTile) {
         multiply_32x32(a, g.lda, b, out);
         b.next += b.steps * kPrefetchLines * 64;

@@ -65,7 +65,7 @@ inline void store_n(bf16* p, F32 v, int n) {
   __m512i h = _mm512_srli_epi32(_mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF))), 16);
   const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
   h = _mm512_mask_or_epi32(h, nan, _mm512_srli_epi32(u, 16), _mm512_set1_epi32(0x40));
-  _mm512_mask_cvtepi32_storeu_epi16(p, first_lanes(n), h);
+  _mm256_mask_storeu_epi16(p, first_lanes(n), _mm512_cvtepi32_epi16(h));
 }
 inline void store_n(double* p, F32 v, int n) {
   _mm512_mask_storeu_pd(p, static_cast<__mmask8>(first_lanes(n)), _mm512_cvtps_pd(_mm512_castps512_ps256(v)));
