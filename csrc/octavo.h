@@ -22,11 +22,15 @@ struct Range {
 };
 
 struct QuantizeKernels {
+  // The largest magnitude of x[0, n) as float32 bits; kInfKey or more if anything is not finite.
+  uint32_t (*max_bits)(const void* x, DType dtype, int64_t n);
   // Widens r by the finite elements of x[0, n); x reads as 0 where mask (if any) is false.
   void (*range)(const void* x, DType dtype, const bool* mask, int64_t n, Range* r);
   // q = clamp(rint(x * inv) + zero_point, q_min, 127) xor flip; NaN counts as 0. flip = 0x80 stores q + 128 as uint8.
   void (*quantize)(const void* x, DType dtype, const bool* mask, int64_t n, float inv, float zero_point,
                    float q_min, uint8_t flip, int8_t* q);
+  // The same without a zero point, where every x is finite and rounds to at most 127.
+  void (*quantize_bounded)(const void* x, DType dtype, int64_t n, float inv, uint8_t flip, int8_t* q);
   // out = float(q - zero_point) * scale, rounded once to dtype.
   void (*dequantize)(const int8_t* q, int64_t n, int32_t zero_point, float scale, void* out, DType dtype);
 };

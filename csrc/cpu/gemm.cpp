@@ -36,17 +36,6 @@ void stage_bytes(const LinearArgs& args, int64_t row, int64_t k, uint8_t* out) {
   }
 }
 
-float stage_floats(const FloatRows& x, int64_t row, uint8_t* out) {
-  Range range = {0.0f, 0.0f};
-  widen_range(x, nullptr, row, 0, x.cols, &range);
-  const Affine affine = symmetric_affine(range);
-  for_pieces(x, row, 0, x.cols, [&](const void* p, DType dtype, int64_t first, int64_t count) {
-    kernels().quantize->quantize(p, dtype, nullptr, count, affine.inv, 0.0f, -127.0f, 0x80,
-                                 reinterpret_cast<int8_t*>(out) + first);
-  });
-  return affine.scale;
-}
-
 class Product {
  public:
   Product(const LinearArgs& args, int threads) : args_(args), threads_(threads < 1 ? 1 : threads) {
@@ -113,7 +102,7 @@ class Product {
       scales[i] = 1.0f;
       offsets[i] = 128;
       if (args_.quantize_x) {
-        scales[i] = stage_floats(args_.x, first + i, row);
+        scales[i] = quantize_symmetric(args_.x, first + i, 0, k_, 0x80, reinterpret_cast<int8_t*>(row));
       } else {
         stage_bytes(args_, first + i, k_, row);
         if (args_.a_scale) scales[i] = args_.a_scale[first + i];

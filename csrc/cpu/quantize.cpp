@@ -101,10 +101,16 @@ void quantize(const QuantizeArgs& args, int threads) {
     }
     return;
   }
+  const bool plain = !args.given && !args.zero_point && !args.mask && !args.stochastic;
   auto body = [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t row = i / args.groups, first = i % args.groups * args.group_size,
                     last = first + args.group_size;
+      if (plain) {
+        args.scale[i] =
+            quantize_symmetric(x, row, first, last, 0, args.data + row * args.data_row_stride + first);
+        continue;
+      }
       Range range = {0.0f, 0.0f};
       if (!args.given) widen_range(x, args.mask, row, first, last, &range);
       const Affine affine = args.given ? given_affine(args, i) : fitted_affine(args, range, i);

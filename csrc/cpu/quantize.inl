@@ -32,6 +32,38 @@ void range_of(const T* x, const bool* mask, int64_t n, Range* r) {
   *r = {reduce_min(lo), reduce_max(hi)};
 }
 
+// Four chains, so that the latency of max does not bound it.
+template <class T>
+uint32_t max_bits_of(const T* x, int64_t n) {
+  constexpr int kChains = 4;
+  I32 top[kChains];
+  for (auto& t : top) t = set1(0);
+  int64_t i = 0;
+  for (; i + kChains * kLanes <= n; i += kChains * kLanes) {
+    for (int c = 0; c < kChains; ++c) top[c] = max(top[c], magnitude_bits(load(x + i + c * kLanes)));
+  }
+  for (; i < n; i += kLanes) {
+    const int lanes = n - i < kLanes ? static_cast<int>(n - i) : kLanes;
+    top[0] = max(top[0], magnitude_bits(load_n(x + i, lanes)));
+  }
+  int32_t lanes[kLanes];
+  store(lanes, max(max(top[0], top[1]), max(top[2], top[3])));
+  int32_t result = 0;
+  for (const int32_t lane : lanes) result = lane > result ? lane : result;
+  return static_cast<uint32_t>(result);
+}
+
+template <class T>
+void quantize_bounded_to(const T* x, int64_t n, float inv, uint8_t flip, int8_t* q) {
+  const F32 vinv = set1(inv);
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) store_i8(q + i, to_i32(mul(load(x + i), vinv)), flip);
+  if (i < n) {
+    const int lanes = static_cast<int>(n - i);
+    store_i8_n(q + i, to_i32(mul(load_n(x + i, lanes), vinv)), flip, lanes);
+  }
+}
+
 template <class T>
 void quantize_to(const T* x, const bool* mask, int64_t n, float inv, float zero_point, float q_min,
                  uint8_t flip, int8_t* q) {
@@ -69,6 +101,24 @@ void range(const void* x, DType dtype, const bool* mask, int64_t n, Range* r) {
     case DType::f16: return range_of(static_cast<const f16*>(x), mask, n, r);
     case DType::bf16: return range_of(static_cast<const bf16*>(x), mask, n, r);
     default: return range_of(static_cast<const double*>(x), mask, n, r);
+  }
+}
+
+uint32_t max_bits(const void* x, DType dtype, int64_t n) {
+  switch (dtype) {
+    case DType::f32: return max_bits_of(static_cast<const float*>(x), n);
+    case DType::f16: return max_bits_of(static_cast<const f16*>(x), n);
+    case DType::bf16: return max_bits_of(static_cast<const bf16*>(x), n);
+    default: return max_bits_of(static_cast<const double*>(x), n);
+  }
+}
+
+void quantize_bounded(const void* x, DType dtype, int64_t n, float inv, uint8_t flip, int8_t* q) {
+  switch (dtype) {
+    case DType::f32: return quantize_bounded_to(static_cast<const float*>(x), n, inv, flip, q);
+    case DType::f16: return quantize_bounded_to(static_cast<const f16*>(x), n, inv, flip, q);
+    case DType::bf16: return quantize_bounded_to(static_cast<const bf16*>(x), n, inv, flip, q);
+    default: return quantize_bounded_to(static_cast<const double*>(x), n, inv, flip, q);
   }
 }
 

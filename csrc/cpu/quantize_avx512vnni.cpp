@@ -3,5 +3,5 @@
 #include "quantize.inl"
 
 namespace octavo {
-extern const QuantizeKernels kQuantizeAvx512Vnni = {range, quantize, dequantize};
+extern const QuantizeKernels kQuantizeAvx512Vnni = {max_bits, range, quantize, quantize_bounded, dequantize};
 }

@@ -3,5 +3,5 @@
 #include "quantize.inl"
 
 namespace octavo {
-extern const QuantizeKernels kQuantizeNeon = {range, quantize, dequantize};
+extern const QuantizeKernels kQuantizeNeon = {max_bits, range, quantize, quantize_bounded, dequantize};
 }

@@ -3,5 +3,5 @@
 #include "quantize.inl"
 
 namespace octavo {
-extern const QuantizeKernels kQuantizeScalar = {range, quantize, dequantize};
+extern const QuantizeKernels kQuantizeScalar = {max_bits, range, quantize, quantize_bounded, dequantize};
 }

@@ -59,4 +59,25 @@ static inline Affine symmetric_affine(const Range& r) {
   return symmetric_affine(amax);
 }
 
+// Quantizes columns [begin, end) of a row by their own symmetric scale, to q[column - begin]; returns the scale. Where
+// everything is finite, as nearly always, the largest magnitude takes two operations, and nothing needs to be clamped.
+static inline float quantize_symmetric(const FloatRows& x, int64_t row, int64_t begin, int64_t end,
+                                       uint8_t flip, int8_t* q) {
+  const QuantizeKernels& kernel = *kernels().quantize;
+  uint32_t top = 0;
+  for_pieces(x, row, begin, end, [&](const void* p, DType dtype, int64_t, int64_t count) {
+    const uint32_t bits = kernel.max_bits(p, dtype, count);
+    top = bits > top ? bits : top;
+  });
+  const bool finite = top < kInfKey;
+  Range range = {0.0f, finite ? float_of(top) : 0.0f};
+  if (!finite) widen_range(x, nullptr, row, begin, end, &range);
+  const Affine affine = symmetric_affine(range);
+  for_pieces(x, row, begin, end, [&](const void* p, DType dtype, int64_t first, int64_t count) {
+    if (finite) return kernel.quantize_bounded(p, dtype, count, affine.inv, flip, q + first - begin);
+    kernel.quantize(p, dtype, nullptr, count, affine.inv, 0.0f, -127.0f, flip, q + first - begin);
+  });
+  return affine.scale;
+}
+
 }  // namespace octavo

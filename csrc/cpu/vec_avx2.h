@@ -145,6 +145,10 @@ inline F32 power_of_two(I32 n) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23));
 }
 
+inline I32 magnitude_bits(F32 v) {
+  return _mm256_and_si256(_mm256_castps_si256(v), _mm256_set1_epi32(0x7FFFFFFF));
+}
+inline I32 max(I32 a, I32 b) { return _mm256_max_epi32(a, b); }
 inline I32 keys(F32 v) {  // a magnitude's bits are a signed int: above Inf there is only NaN
   const __m256i u = _mm256_and_si256(_mm256_castps_si256(v), _mm256_set1_epi32(0x7FFFFFFF));
   return _mm256_min_epi32(u, _mm256_set1_epi32(kNanKey));

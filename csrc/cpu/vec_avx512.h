@@ -117,6 +117,10 @@ inline F32 power_of_two(I32 n) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n, _mm512_set1_epi32(127)), 23));
 }
 
+inline I32 magnitude_bits(F32 v) {
+  return _mm512_and_si512(_mm512_castps_si512(v), _mm512_set1_epi32(0x7FFFFFFF));
+}
+inline I32 max(I32 a, I32 b) { return _mm512_max_epi32(a, b); }
 inline I32 keys(F32 v) {  // a magnitude's bits are a signed int: above Inf there is only NaN
   const __m512i u = _mm512_and_si512(_mm512_castps_si512(v), _mm512_set1_epi32(0x7FFFFFFF));
   return _mm512_min_epi32(u, _mm512_set1_epi32(kNanKey));

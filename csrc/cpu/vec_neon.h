@@ -144,6 +144,8 @@ inline F32 power_of_two(I32 n) {
   return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(n, vdupq_n_s32(127)), 23));
 }
 
+inline I32 magnitude_bits(F32 v) { return vandq_s32(vreinterpretq_s32_f32(v), vdupq_n_s32(0x7FFFFFFF)); }
+inline I32 max(I32 a, I32 b) { return vmaxq_s32(a, b); }
 inline I32 keys(F32 v) { return vreinterpretq_s32_u32(vminq_u32(bits(vabsq_f32(v)), vdupq_n_u32(kNanKey))); }
 inline Mask greater(I32 a, I32 b) { return {vcgtq_s32(a, b)}; }
 inline Mask equal(I32 a, I32 b) { return {vceqq_s32(a, b)}; }

@@ -97,6 +97,8 @@ inline I32 to_i32(F32 v) {
 }
 inline F32 power_of_two(I32 n) { return float_of(static_cast<uint32_t>(n + 127) << 23); }  // n in [-126, 127]
 
+inline I32 magnitude_bits(F32 v) { return static_cast<I32>(bits_of(v) & 0x7FFFFFFFu); }
+inline I32 max(I32 a, I32 b) { return a > b ? a : b; }
 inline I32 keys(F32 v) { return static_cast<I32>(magnitude_key(v)); }
 inline Mask greater(I32 a, I32 b) { return a > b; }
 inline Mask equal(I32 a, I32 b) { return a == b; }

@@ -84,6 +84,16 @@ void test_quantize_kernels() {
         for (const Values values : kValues) {
           const int64_t shift = random_below(2);
           Bytes x = floats(dtype, n, values, shift), mask = bools(n);
+          const uint32_t top = scalar.quantize->max_bits(x.data(), dtype, n);
+          expect(k->quantize->max_bits(x.data(), dtype, n) == top, "max_bits", k->isa, dtype, n);
+          if (top > 0 && top < kInfKey) {  // the bounded form against the general one
+            const Affine affine = symmetric_affine(float_of(top));
+            Bytes q_expected(n), q_actual(n, shift);
+            scalar.quantize->quantize(x.data(), dtype, nullptr, n, affine.inv, 0.0f, -127.0f, 0x80,
+                                      q_expected.as<int8_t>());
+            k->quantize->quantize_bounded(x.data(), dtype, n, affine.inv, 0x80, q_actual.as<int8_t>());
+            expect(q_actual == q_expected, "quantize_bounded", k->isa, dtype, n);
+          }
           for (const bool* m : {static_cast<bool*>(nullptr), mask.as<bool>()}) {
             Range expected = {0, 0}, actual = {0, 0};
             scalar.quantize->range(x.data(), dtype, m, n, &expected);
