@@ -58,12 +58,12 @@ class TileScope {
   TileConfig before_;
 };
 
-// Two panels of weights, `steps` tiles each.
+// Two panels of weights, `steps` tiles each. `next` is prefetched meanwhile: the panels after these; beyond the end that
+// is harmless.
 struct Weights {
   const int8_t *low, *high;
   int64_t steps;
-  const int8_t*
-      next;  // the panels after these, prefetched while these are used; reading beyond the end is harmless
+  const int8_t* next;
 };
 
 // Tiles 0 1 / 2 3 accumulate, 4 5 are rows of A, 6 7 columns of B.

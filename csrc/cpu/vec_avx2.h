@@ -149,10 +149,8 @@ inline I32 magnitude_bits(F32 v) {
   return _mm256_and_si256(_mm256_castps_si256(v), _mm256_set1_epi32(0x7FFFFFFF));
 }
 inline I32 max(I32 a, I32 b) { return _mm256_max_epi32(a, b); }
-inline I32 keys(F32 v) {  // a magnitude's bits are a signed int: above Inf there is only NaN
-  const __m256i u = _mm256_and_si256(_mm256_castps_si256(v), _mm256_set1_epi32(0x7FFFFFFF));
-  return _mm256_min_epi32(u, _mm256_set1_epi32(kNanKey));
-}
+// A magnitude's bits are a signed int, and above Inf there is only NaN.
+inline I32 keys(F32 v) { return _mm256_min_epi32(magnitude_bits(v), _mm256_set1_epi32(kNanKey)); }
 inline Mask greater(I32 a, I32 b) { return {_mm256_castsi256_ps(_mm256_cmpgt_epi32(a, b))}; }
 inline Mask equal(I32 a, I32 b) { return {_mm256_castsi256_ps(_mm256_cmpeq_epi32(a, b))}; }
 inline int count(Mask m) { return __builtin_popcount(static_cast<unsigned>(_mm256_movemask_ps(m.m))); }

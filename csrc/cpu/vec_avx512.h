@@ -121,10 +121,8 @@ inline I32 magnitude_bits(F32 v) {
   return _mm512_and_si512(_mm512_castps_si512(v), _mm512_set1_epi32(0x7FFFFFFF));
 }
 inline I32 max(I32 a, I32 b) { return _mm512_max_epi32(a, b); }
-inline I32 keys(F32 v) {  // a magnitude's bits are a signed int: above Inf there is only NaN
-  const __m512i u = _mm512_and_si512(_mm512_castps_si512(v), _mm512_set1_epi32(0x7FFFFFFF));
-  return _mm512_min_epi32(u, _mm512_set1_epi32(kNanKey));
-}
+// A magnitude's bits are a signed int, and above Inf there is only NaN.
+inline I32 keys(F32 v) { return _mm512_min_epi32(magnitude_bits(v), _mm512_set1_epi32(kNanKey)); }
 inline Mask greater(I32 a, I32 b) { return _mm512_cmpgt_epi32_mask(a, b); }
 inline Mask equal(I32 a, I32 b) { return _mm512_cmpeq_epi32_mask(a, b); }
 inline int count(Mask m) { return __builtin_popcount(m); }
