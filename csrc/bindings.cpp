@@ -156,24 +156,29 @@ void bind_prune(py::module_& m) {
   });
 }
 
-LinearArgs linear_args(int64_t rows, int64_t n, int64_t k, Address buffer, int64_t nbytes, Address w_scale,
-                       Address bias, int bias_dtype, int activation, Address out, int out_dtype,
-                       int64_t out_row_stride) {
+LinearTarget linear_target(int64_t n, int64_t k, Address buffer, int64_t nbytes, Address w_scale,
+                           Address bias, int bias_dtype, int activation, Address out, int out_dtype,
+                           int64_t out_row_stride) {
   const PackedHeader header = checked_header(buffer, nbytes);
   check(header.n == n, "n", "the packed weight's", n);
   check(header.k == k, "k", "the packed weight's", k);
+  return {n,
+          at<const void>(buffer),
+          at<const float>(w_scale),
+          at<const void>(bias),
+          float_dtype_of(bias_dtype),
+          activation_of(activation),
+          at<void>(out),
+          out_dtype_of(out_dtype),
+          out_row_stride};
+}
+
+LinearArgs linear_args(int64_t rows, int64_t k, const LinearTarget* targets, size_t count) {
   LinearArgs args = {};
   args.m = rows;
-  args.n = n;
   args.k = k;
-  args.packed = at<const void>(buffer);
-  args.w_scale = at<const float>(w_scale);
-  args.bias = at<const void>(bias);
-  args.bias_dtype = float_dtype_of(bias_dtype);
-  args.activation = activation_of(activation);
-  args.out = at<void>(out);
-  args.out_dtype = out_dtype_of(out_dtype);
-  args.out_row_stride = out_row_stride;
+  args.targets = targets;
+  args.count = static_cast<int64_t>(count);
   return args;
 }
 
@@ -199,19 +204,38 @@ void bind_linear(py::module_& m) {
         [](Address x, int x_dtype, int64_t rows, int64_t n, int64_t k, int64_t row_stride, int64_t col_stride,
            Address buffer, int64_t nbytes, Address w_scale, Address bias, int bias_dtype, int activation,
            Address out, int out_dtype, int64_t out_row_stride, int threads) {
-          LinearArgs args = linear_args(rows, n, k, buffer, nbytes, w_scale, bias, bias_dtype, activation,
-                                        out, out_dtype, out_row_stride);
+          const LinearTarget target = linear_target(n, k, buffer, nbytes, w_scale, bias, bias_dtype,
+                                                    activation, out, out_dtype, out_row_stride);
+          LinearArgs args = linear_args(rows, k, &target, 1);
           args.quantize_x = true;
           args.x = {at<const void>(x), float_dtype_of(x_dtype), rows, k, row_stride, col_stride};
           const py::gil_scoped_release release;
           linear(args, threads);
         });
+  // What belongs to a weight comes as a tuple: n, buffer, nbytes, w_scale, bias, bias_dtype, activation, out,
+  // out_row_stride.
+  using Target = std::tuple<int64_t, Address, int64_t, Address, Address, int, int, Address, int64_t>;
+  m.def("int8_linears", [](Address x, int x_dtype, int64_t rows, int64_t k, int64_t row_stride,
+                           int64_t col_stride, const std::vector<Target>& list, int out_dtype, int threads) {
+    std::vector<LinearTarget> targets;
+    targets.reserve(list.size());
+    for (const auto& [n, buffer, nbytes, w_scale, bias, bias_dtype, activation, out, stride] : list) {
+      targets.push_back(
+          linear_target(n, k, buffer, nbytes, w_scale, bias, bias_dtype, activation, out, out_dtype, stride));
+    }
+    LinearArgs args = linear_args(rows, k, targets.data(), targets.size());
+    args.quantize_x = true;
+    args.x = {at<const void>(x), float_dtype_of(x_dtype), rows, k, row_stride, col_stride};
+    const py::gil_scoped_release release;
+    linear(args, threads);
+  });
   m.def("scaled_int_mm", [](Address a, bool a_signed, int64_t rows, int64_t n, int64_t k, int64_t row_stride,
                             int64_t col_stride, Address a_scale, Address a_zero_point, Address buffer,
                             int64_t nbytes, Address w_scale, Address bias, int bias_dtype, int activation,
                             Address out, int out_dtype, int64_t out_row_stride, int threads) {
-    LinearArgs args = linear_args(rows, n, k, buffer, nbytes, w_scale, bias, bias_dtype, activation, out,
-                                  out_dtype, out_row_stride);
+    const LinearTarget target = linear_target(n, k, buffer, nbytes, w_scale, bias, bias_dtype, activation,
+                                              out, out_dtype, out_row_stride);
+    LinearArgs args = linear_args(rows, k, &target, 1);
     args.a = at<const void>(a);
     args.a_signed = a_signed;
     args.a_row_stride = row_stride;

@@ -148,7 +148,21 @@ void pack_weight(const int8_t* w, int64_t n, int64_t k, int64_t n_stride, int64_
                  int threads);
 void unpack_weight(const void* buffer, int64_t n, int64_t k, int8_t* w, int threads);  // contiguous [n, k]
 
-// out[m, n] from A [m, k] and a packed weight [n, k]. A is float x, quantized per row on the fly, or int8 / uint8 a.
+// One weight of a product, and where its result goes.
+struct LinearTarget {
+  int64_t n;           // that of the packed weight's header
+  const void* packed;  // [n, k]
+  const float* w_scale;
+  const void* bias;  // [n], or nullptr
+  DType bias_dtype;
+  Activation activation;
+  void* out;  // [m, n]
+  DType out_dtype;
+  int64_t out_row_stride;
+};
+
+// A [m, k] times each weight of a list: A is read and staged once for all of them. A is float x, quantized per row on the
+// fly, or int8 / uint8 a.
 struct LinearArgs {
   bool quantize_x;
   FloatRows x;
@@ -157,15 +171,9 @@ struct LinearArgs {
   int64_t a_row_stride, a_col_stride;
   const float* a_scale;
   const int32_t* a_zero_point;
-  int64_t m, n, k;  // n and k are those of the packed weight's header
-  const void* packed;
-  const float* w_scale;
-  const void* bias;
-  DType bias_dtype;
-  Activation activation;
-  void* out;
-  DType out_dtype;
-  int64_t out_row_stride;
+  int64_t m, k;
+  const LinearTarget* targets;
+  int64_t count;
 };
 void linear(const LinearArgs& args, int threads);
 

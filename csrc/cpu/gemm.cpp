@@ -1,4 +1,5 @@
-// Packing, and the driver of every product: stage the rows of A as u8 = q + 128, then multiply by panels.
+// Packing, and the driver of every product: stage the rows of A as u8 = q + 128, then multiply by the panels of each
+// weight.
 //
 // Signed times signed on a u8 x s8 instruction: sum (q + 128) * w = sum q * w + 128 * colsum(w), so the epilogue takes
 // (128 + zero_point) * colsum off again (row_offset). uint8 activations are staged as they are.
@@ -16,8 +17,9 @@ constexpr double kSerialWork = 1 << 24;  // below it a second thread does not pa
 constexpr double kReadWork = 64;         // multiply-adds in the time that reading a weight takes
 constexpr int64_t kRowAlign = 16;        // GemmBlock: A is readable in whole AMX tiles
 constexpr int64_t kBlockRows = 192;      // rows staged at a time: 192 * k bytes, in L2 for k up to 10,000
-constexpr int64_t kGrainPanels = 4;      // the widest tile
-constexpr int64_t kTallRows = 48;        // rows for each thread from which splitting them pays
+constexpr int64_t kStripPanels = 4;      // the widest tile: what a weight is split into
+constexpr int64_t kStripColumns = kStripPanels * kPanelN;
+constexpr int64_t kTallRows = 48;  // rows for each thread from which splitting them pays
 
 // A line of padding where k is a multiple of 128: rows a power of two apart would share few cache sets.
 int64_t staged_stride(int64_t k) {
@@ -36,20 +38,29 @@ void stage_bytes(const LinearArgs& args, int64_t row, int64_t k, uint8_t* out) {
   }
 }
 
+int64_t strips_of(int64_t n) { return (n + kStripColumns - 1) / kStripColumns; }
+
 class Product {
  public:
   Product(const LinearArgs& args, int threads) : args_(args), threads_(threads < 1 ? 1 : threads) {
     const bool wide_range = !args.quantize_x && (!args.a_signed || args.a_zero_point);
     const int64_t limit = wide_range ? kMaxKUnsigned : kMaxK;
     if (k_ > limit) fail("k", "at most " + std::to_string(limit) + ", so that int32 sums are exact", k_);
+    int64_t n = 0;
+    bool wide_bias = false;
+    for (const LinearTarget& target : targets()) {
+      n += target.n;
+      strips_ += strips_of(target.n);
+      wide_bias |= is_widened(target);
+    }
     const double work =
-        static_cast<double>(n_) * static_cast<double>(k_ + 1) * (kReadWork + static_cast<double>(args.m));
+        static_cast<double>(n) * static_cast<double>(k_ + 1) * (kReadWork + static_cast<double>(args.m));
     if (work < kSerialWork) threads_ = 1;
-    widen_bias();
+    if (wide_bias) widen_biases();
   }
 
   void run() {
-    if (args_.m == 0 || n_ == 0) return;
+    if (args_.m == 0 || strips_ == 0) return;
     if (args_.m >= kTallRows * threads_) {
       run_tall();
     } else {
@@ -58,7 +69,23 @@ class Product {
   }
 
  private:
-  // Rows are split: each thread stages a block and multiplies it by all panels. Every thread's share is cut alike, so
+  struct Targets {
+    const LinearTarget* first;
+    int64_t count;
+    const LinearTarget* begin() const { return first; }
+    const LinearTarget* end() const { return first + count; }
+  };
+  Targets targets() const { return {args_.targets, args_.count}; }
+
+  // Rows [first, first + count) of A, as u8.
+  struct Staged {
+    int64_t first, count;
+    uint8_t* a;
+    float* scales;
+    int32_t* offsets;
+  };
+
+  // Rows are split: each thread stages a block and multiplies it by all weights. Every thread's share is cut alike, so
   // that shares are equal.
   void run_tall() {
     const int64_t tile = kernels().gemm->tile_m;
@@ -71,77 +98,99 @@ class Product {
         const int64_t share_end = std::min((block / blocks + 1) * share, args_.m);
         const int64_t count = std::min(rows, share_end - first);
         if (count <= 0) continue;
-        auto* a = static_cast<uint8_t*>(scratch(Slot::rows, round_up(count, kRowAlign) * stride_));
-        auto* scales = static_cast<float*>(scratch(Slot::row_scales, count * 4));
-        auto* offsets = static_cast<int32_t*>(scratch(Slot::row_offsets, count * 4));
-        stage(first, count, a, scales, offsets);
-        multiply(first, count, a, scales, offsets, 0, panels());
+        const Staged staged = staging(first, count, Slot::rows);
+        stage(staged, 0, count);
+        multiply(staged, 0, strips_);
       }
     };
     parallel_for(threads_ * blocks, 1, threads_, body);
   }
 
-  // Few rows: they are staged once, then the panels are split.
+  // Few rows: they are staged once, then the strips of all weights are split.
   void run_wide() {
-    auto* a = static_cast<uint8_t*>(scratch(Slot::shared_rows, round_up(args_.m, kRowAlign) * stride_));
-    auto* scales = static_cast<float*>(scratch(Slot::row_scales, args_.m * 4));
-    auto* offsets = static_cast<int32_t*>(scratch(Slot::row_offsets, args_.m * 4));
-    auto rows = [&](int64_t begin, int64_t end) {
-      stage(begin, end - begin, a + begin * stride_, scales + begin, offsets + begin);
-    };
+    const Staged staged = staging(0, args_.m, Slot::shared_rows);
+    auto rows = [&](int64_t begin, int64_t end) { stage(staged, begin, end); };
     parallel_for(args_.m, (int64_t{1} << 15) / (k_ + 1) + 1, threads_, rows);
-    auto columns = [&](int64_t begin, int64_t end) { multiply(0, args_.m, a, scales, offsets, begin, end); };
-    parallel_for(panels(), kGrainPanels, threads_, columns);
+    auto strips = [&](int64_t begin, int64_t end) { multiply(staged, begin, end); };
+    parallel_for(strips_, 1, threads_, strips);
   }
 
-  int64_t panels() const { return padded_n(n_) / kPanelN; }
+  Staged staging(int64_t first, int64_t count, Slot slot) const {
+    return {first, count, static_cast<uint8_t*>(scratch(slot, round_up(count, kRowAlign) * stride_)),
+            static_cast<float*>(scratch(Slot::row_scales, count * 4)),
+            static_cast<int32_t*>(scratch(Slot::row_offsets, count * 4))};
+  }
 
-  void stage(int64_t first, int64_t count, uint8_t* a, float* scales, int32_t* offsets) const {
-    for (int64_t i = 0; i < count; ++i) {
-      uint8_t* row = a + i * stride_;
-      scales[i] = 1.0f;
-      offsets[i] = 128;
+  void stage(const Staged& staged, int64_t begin, int64_t end) const {
+    for (int64_t i = begin; i < end; ++i) {
+      uint8_t* row = staged.a + i * stride_;
+      const int64_t source = staged.first + i;
+      staged.scales[i] = 1.0f;
+      staged.offsets[i] = 128;
       if (args_.quantize_x) {
-        scales[i] = quantize_symmetric(args_.x, first + i, 0, k_, 0x80, reinterpret_cast<int8_t*>(row));
+        staged.scales[i] = quantize_symmetric(args_.x, source, 0, k_, 0x80, reinterpret_cast<int8_t*>(row));
       } else {
-        stage_bytes(args_, first + i, k_, row);
-        if (args_.a_scale) scales[i] = args_.a_scale[first + i];
-        offsets[i] = (args_.a_signed ? 128 : 0) + (args_.a_zero_point ? args_.a_zero_point[first + i] : 0);
+        stage_bytes(args_, source, k_, row);
+        if (args_.a_scale) staged.scales[i] = args_.a_scale[source];
+        staged.offsets[i] =
+            (args_.a_signed ? 128 : 0) + (args_.a_zero_point ? args_.a_zero_point[source] : 0);
       }
       // The weights are 0 beyond k, but what meets them should not depend on earlier calls.
       memset(row + k_, 0, static_cast<size_t>(padded_k(k_) - k_));
     }
   }
 
-  void multiply(int64_t first, int64_t count, const uint8_t* a, const float* scales, const int32_t* offsets,
-                int64_t panel_begin, int64_t panel_end) const {
-    const char* packed = static_cast<const char*>(args_.packed);
-    Epilogue e;
-    e.colsum = reinterpret_cast<const int32_t*>(packed + colsum_offset());
-    e.row_offset = offsets;
-    e.row_scale = scales;
-    e.col_scale = args_.w_scale;
-    e.bias = bias_;
-    e.activation = args_.activation;
-    e.out = static_cast<char*>(args_.out) + first * args_.out_row_stride * size_of(args_.out_dtype);
-    e.out_dtype = args_.out_dtype;
-    e.out_row_stride = args_.out_row_stride;
-    const auto* weights = reinterpret_cast<const int8_t*>(packed + panels_offset(n_));
-    kernels().gemm->gemm({a, stride_, count, n_, k_, weights, panel_begin, panel_end, e});
+  // Strips are numbered on from one weight to the next.
+  void multiply(const Staged& staged, int64_t begin, int64_t end) const {
+    int64_t first = 0;  // the target's first strip
+    for (const LinearTarget& target : targets()) {
+      const int64_t panel_begin = std::max<int64_t>(begin - first, 0) * kStripPanels;
+      const int64_t panel_end = std::min((end - first) * kStripPanels, padded_n(target.n) / kPanelN);
+      if (panel_begin < panel_end) {
+        const char* packed = static_cast<const char*>(target.packed);
+        Epilogue e;
+        e.colsum = reinterpret_cast<const int32_t*>(packed + colsum_offset());
+        e.row_offset = staged.offsets;
+        e.row_scale = staged.scales;
+        e.col_scale = target.w_scale;
+        e.bias = is_widened(target) ? wide_bias(first) : static_cast<const float*>(target.bias);
+        e.activation = target.activation;
+        e.out =
+            static_cast<char*>(target.out) + staged.first * target.out_row_stride * size_of(target.out_dtype);
+        e.out_dtype = target.out_dtype;
+        e.out_row_stride = target.out_row_stride;
+        const auto* weights = reinterpret_cast<const int8_t*>(packed + panels_offset(target.n));
+        kernels().gemm->gemm(
+            {staged.a, stride_, staged.count, target.n, k_, weights, panel_begin, panel_end, e});
+      }
+      first += strips_of(target.n);
+    }
   }
 
-  void widen_bias() {
-    bias_ = static_cast<const float*>(args_.bias);
-    if (!args_.bias || args_.bias_dtype == DType::f32) return;
-    auto* wide = static_cast<float*>(scratch(Slot::bias, n_ * 4));
-    for (int64_t i = 0; i < n_; ++i) wide[i] = element(args_.bias, args_.bias_dtype, i);
-    bias_ = wide;
+  static bool is_widened(const LinearTarget& target) {
+    return target.bias && target.bias_dtype != DType::f32;
+  }
+
+  // Where the widened bias lies of the target that starts with this strip.
+  float* wide_bias(int64_t strip) const { return wide_biases_ + strip * kStripColumns; }
+
+  void widen_biases() {
+    wide_biases_ = static_cast<float*>(scratch(Slot::bias, strips_ * kStripColumns * 4));
+    int64_t first = 0;
+    for (const LinearTarget& target : targets()) {
+      if (is_widened(target)) {
+        float* wide = wide_bias(first);
+        for (int64_t i = 0; i < target.n; ++i) wide[i] = element(target.bias, target.bias_dtype, i);
+      }
+      first += strips_of(target.n);
+    }
   }
 
   const LinearArgs& args_;
   int threads_;
-  const int64_t n_ = args_.n, k_ = args_.k, stride_ = staged_stride(k_);
-  const float* bias_ = nullptr;
+  const int64_t k_ = args_.k, stride_ = staged_stride(k_);
+  int64_t strips_ = 0;
+  float* wide_biases_ = nullptr;
 };
 
 }  // namespace

@@ -84,6 +84,18 @@ def int8_linear(
     out_row_stride: int,
     threads: int,
 ) -> None: ...
+def int8_linears(
+    x: int,
+    x_dtype: int,
+    m: int,
+    k: int,
+    row_stride: int,
+    col_stride: int,
+    # n, buffer, nbytes, w_scale, bias, bias_dtype, activation, out, out_row_stride
+    targets: list[tuple[int, int, int, int, int, int, int, int, int]],
+    out_dtype: int,
+    threads: int,
+) -> None: ...
 def scaled_int_mm(
     a: int,
     a_signed: bool,

@@ -234,18 +234,15 @@ void test_activations() {
     Bytes bias = floats(DType::f32, n, Values::bits);
     for (int64_t i = 0; i < n / 2; ++i) bias.as<float>()[i] = static_cast<float>(i - n / 4) * 5e-3f;
     compare_drivers("activation", n * 4, DType::f32, [&](void* out, int threads) {
+      const LinearTarget target = {
+          n, packed.data(), w_scale.as<float>(), bias.data(), DType::f32, activation, out, DType::f32, n};
       LinearArgs args = {};
       args.x = {x.data(), DType::f32, 1, 1, 1, 1};
       args.quantize_x = true;
       args.m = 1;
-      args.n = n;
       args.k = 1;
-      args.packed = packed.data();
-      args.w_scale = w_scale.as<float>();
-      args.bias = bias.data();
-      args.activation = activation;
-      args.out = out;
-      args.out_row_stride = n;
+      args.targets = &target;
+      args.count = 1;
       linear(args, threads);
     });
   }
@@ -411,44 +408,104 @@ void test_linear_driver() {
       });
 
       const int64_t out_count = s.m && s.n ? (s.m - 1) * stride + s.n : 0;
-      LinearArgs base = {};
-      base.x = {nullptr, dtype, s.m, s.k, row_stride, col_stride};
-      base.a_signed = variant % 2 == 0;
-      base.a_row_stride = row_stride;
-      base.a_col_stride = col_stride;
-      base.m = s.m;
-      base.n = s.n;
-      base.k = s.k;
-      base.packed = packed.data();
-      base.out_dtype = out_dtype;
-      base.out_row_stride = stride;
-      LinearArgs scaled = base;
+      LinearArgs args = {};
+      args.x = {x.data(), dtype, s.m, s.k, row_stride, col_stride};
+      args.a = a.data();
+      args.a_signed = variant % 2 == 0;
+      args.a_row_stride = row_stride;
+      args.a_col_stride = col_stride;
+      args.m = s.m;
+      args.k = s.k;
+      args.count = 1;
+      LinearTarget target = {};
+      target.n = s.n;
+      target.packed = packed.data();
+      target.out_row_stride = stride;
+      LinearTarget scaled = target;
       scaled.w_scale = w_scale.as<float>();
       scaled.bias = variant % 4 ? bias.data() : nullptr;
       scaled.bias_dtype = kFloats[variant / 3];
       scaled.activation = activation;
-      compare_drivers("int8_linear", out_count * bytes_of(out_dtype), out_dtype, [&](void* out, int threads) {
-        LinearArgs args = scaled;
-        args.quantize_x = true;
-        args.x.data = x.data();
-        args.out = out;
-        linear(args, threads);
-      });
+      scaled.out_dtype = out_dtype;
+      auto run = [&](LinearArgs product, LinearTarget to, void* out, int threads) {
+        to.out = out;
+        product.targets = &to;
+        linear(product, threads);
+      };
+      LinearArgs quantizing = args, with_parameters = args;
+      quantizing.quantize_x = true;
+      with_parameters.a_scale = a_scale.as<float>();
+      with_parameters.a_zero_point = variant % 3 ? zero.as<int32_t>() : nullptr;
+      compare_drivers("int8_linear", out_count * bytes_of(out_dtype), out_dtype,
+                      [&](void* out, int threads) { run(quantizing, scaled, out, threads); });
       compare_drivers("scaled_int_mm", out_count * bytes_of(out_dtype), out_dtype,
-                      [&](void* out, int threads) {
-                        LinearArgs args = scaled;
-                        args.a = a.data();
-                        args.a_scale = a_scale.as<float>();
-                        args.a_zero_point = variant % 3 ? zero.as<int32_t>() : nullptr;
-                        args.out = out;
-                        linear(args, threads);
-                      });
-      compare_drivers("int_mm", out_count * 4, DType::i32, [&](void* out, int threads) {
-        LinearArgs args = base;
-        args.a = a.data();
-        args.out = out;
-        args.out_dtype = DType::i32;
-        linear(args, threads);
+                      [&](void* out, int threads) { run(with_parameters, scaled, out, threads); });
+      target.out_dtype = DType::i32;
+      compare_drivers("int_mm", out_count * 4, DType::i32,
+                      [&](void* out, int threads) { run(args, target, out, threads); });
+    }
+  }
+}
+
+// Weights that share one A, of several widths, biases, activations and outputs: the same as one call for each.
+void test_shared_input() {
+  const Shape shapes[] = {{0, 5, 7},    {3, 0, 7},    {1, 1, 1},    {5, 65, 63},     {17, 70, 9},
+                          {50, 130, 0}, {61, 33, 70}, {401, 9, 65}, {130, 200, 400}, {7, 700, 300}};
+  for (const Shape& s : shapes) {
+    const int64_t widths[] = {s.n, 1, s.n + 63, 0, 64};
+    constexpr int kCount = 5;
+    for (int variant = 0; variant < 4; ++variant) {
+      const bool quantize_x = variant != 3;
+      const DType dtype = kFloats[variant];
+      Bytes x = floats(dtype, s.m * s.k, kValues[variant], 1), a = int8s(s.m * s.k);
+      std::vector<Bytes> packed, w_scales, biases;
+      LinearTarget targets[kCount] = {};
+      int64_t bytes = 0, offsets[kCount];
+      for (int i = 0; i < kCount; ++i) {
+        const int64_t n = widths[i];
+        Bytes w = int8s(n * s.k);
+        packed.emplace_back(packed_bytes(n, s.k));
+        pack_weight(w.as<int8_t>(), n, s.k, s.k, 1, packed.back().data(), 1);
+        w_scales.push_back(scales(n));
+        LinearTarget& target = targets[i];
+        target.bias_dtype = kFloats[(i + variant) % 4];
+        biases.push_back(floats(target.bias_dtype, n, Values::normal));
+        target.n = n;
+        target.packed = packed.back().data();
+        target.w_scale = w_scales.back().as<float>();
+        target.bias = i == variant ? nullptr : biases.back().data();
+        target.activation = kActivations[(i + variant) % 5];
+        target.out_dtype = variant % 2 ? DType::f16 : DType::f32;
+        target.out_row_stride = n + i % 2;
+        offsets[i] = bytes;
+        bytes += s.m * target.out_row_stride * bytes_of(target.out_dtype);
+      }
+      LinearArgs args = {};
+      args.quantize_x = quantize_x;
+      args.x = {x.data(), dtype, s.m, s.k, s.k, 1};
+      args.a = a.data();
+      args.a_signed = true;
+      args.a_row_stride = s.k;
+      args.a_col_stride = 1;
+      args.m = s.m;
+      args.k = s.k;
+      auto run = [&](void* out, int count, int threads) {  // `count` weights at a time
+        for (int i = 0; i < kCount; ++i) targets[i].out = static_cast<char*>(out) + offsets[i];
+        args.count = count;
+        for (int i = 0; i < kCount; i += count) {
+          args.targets = targets + i;
+          linear(args, threads);
+        }
+      };
+      Bytes apart(bytes);
+      run(apart.data(), 1, 1);
+      canonize(apart, targets[0].out_dtype);
+      compare_drivers("shared input", bytes, targets[0].out_dtype, [&](void* out, int threads) {
+        Bytes together(bytes, 1);
+        run(together.data(), kCount, threads);
+        memcpy(out, together.data(), static_cast<size_t>(bytes));
+        canonize(together, targets[0].out_dtype);
+        expect(together == apart, "shared input as one call for each", s.m, s.n, s.k, variant, threads);
       });
     }
   }
@@ -499,6 +556,7 @@ int main(int argc, char** argv) {
       {"prune kernels", test_prune_kernels}, {"gemm kernels", test_gemm_kernels},
       {"activations", test_activations},     {"quantize driver", test_quantize_driver},
       {"prune drivers", test_prune_drivers}, {"linear driver", test_linear_driver},
+      {"shared input", test_shared_input},
   };
   printf("available:");
   for (const Kernels* k : available()) printf(" %s", k->isa);
