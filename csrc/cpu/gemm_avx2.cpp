@@ -1,73 +1,131 @@
-// The product on AVX2. Bytes are widened to int16 and multiplied by vpmaddwd, whose int32 sums are exact; vpmaddubsw
-// would saturate at 16 bits. An accumulator holds two partial sums for each of 4 columns, added at the end.
-// Tile: 4 rows x 8 columns = 8 accumulators, 4 broadcast rows, 2 widened columns: 14 of 16 registers.
+// The product on AVX2. vpmaddubsw would multiply bytes, but it saturates at 16 bits; so bytes are widened to int16 first, and
+// vpmaddwd, whose int32 sums are exact, multiplies pairs of them.
+// Tile: 6 rows x 16 columns = 12 accumulators, 2 vectors of weights, 1 broadcast, 1 product: all 16 registers. Per 192
+// multiply-adds 12 vpmaddwd and 12 vpaddd: 24 a cycle on three vector ports. Widening inside the loop would take half as
+// many instructions again, so it is done ahead for a block of rows and columns, and each widened value is used many times.
+//
+// A group of four terms t0 t1 t2 t3 becomes two steps, the pairs (t0, t2) and (t1, t3): to take them apart, a shift and a
+// mask are enough.
 #include "vec_avx2.h"
 
 #include "epilogue.inl"
+#include "unroll.h"
 
 namespace octavo {
 namespace {
 
-constexpr int kTileM = 4;
+constexpr int kTileM = 6;
+constexpr int kBlockM = 48;
+constexpr int kBlockN = 128;
+constexpr int kBlockSteps = 128;  // 256 terms
 
-// Four bytes of a row as (k0 k1 k2 k3) int16, for each of 4 columns.
-inline __m256i broadcast_row(const uint8_t* a) {
-  int32_t four;
-  memcpy(&four, a, sizeof four);
-  return _mm256_cvtepu8_epi16(_mm_set1_epi32(four));
+// Steps: pairs of int16, each as one int32. 56 KiB: it lives on the stack, and in L2.
+struct alignas(32) Block {
+  int32_t a[kBlockM][kBlockSteps];
+  int32_t b[kBlockSteps][kPanelN];
+  int32_t acc[kBlockM][kBlockN];
+};
+
+// u8 terms, a vector of 8 groups at a time: A is readable up to kPanelK columns, which are two of them.
+inline void widen_row(const uint8_t* a, int64_t steps, int32_t* out) {
+  for (int64_t s = 0; s < steps; s += 2 * kLanes) {
+    const __m256i terms = load(reinterpret_cast<const int32_t*>(a + s / 2 * kGroupK));
+    const __m256i even = _mm256_and_si256(terms, _mm256_set1_epi16(0xFF)), odd = _mm256_srli_epi16(terms, 8);
+    const __m256i low = _mm256_unpacklo_epi32(even, odd), high = _mm256_unpackhi_epi32(even, odd);
+    store(out + s, _mm256_permute2x128_si256(low, high, 0x20));
+    store(out + s + kLanes, _mm256_permute2x128_si256(low, high, 0x31));
+  }
+}
+
+// s8 terms of a panel.
+inline void widen_panel(const int8_t* b, int64_t steps, int32_t (*out)[kPanelN]) {
+  for (int64_t s = 0; s < steps; s += 2, b += kPanelN * kGroupK) {
+    for (int c = 0; c < kPanelN; c += kLanes) {
+      const __m256i terms = load(reinterpret_cast<const int32_t*>(b + c * kGroupK));
+      store(out[s] + c, _mm256_srai_epi16(_mm256_slli_epi16(terms, 8), 8));
+      store(out[s + 1] + c, _mm256_srai_epi16(terms, 8));
+    }
+  }
 }
 
 template <int kRows>
-inline void tile(const GemmBlock& g, int64_t row, int64_t column, const int8_t* b) {
+inline void tile(Block& block, int row, int64_t steps, int column) {
   __m256i low[kRows], high[kRows];
-  for (int r = 0; r < kRows; ++r) low[r] = high[r] = _mm256_setzero_si256();
-  const uint8_t* a = g.a + row * g.lda;
-  const int64_t groups = (g.k + kGroupK - 1) / kGroupK;
-  for (int64_t group = 0; group < groups; ++group, a += kGroupK, b += kPanelN * kGroupK) {
-    const __m256i b_low = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(b)));
-    const __m256i b_high = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(b + 16)));
+  OCTAVO_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    low[r] = load(block.acc[row + r] + column);
+    high[r] = load(block.acc[row + r] + column + kLanes);
+  }
+  for (int64_t s = 0; s < steps; ++s) {
+    const __m256i b_low = load(block.b[s]), b_high = load(block.b[s] + kLanes);
+    OCTAVO_UNROLL
     for (int r = 0; r < kRows; ++r) {
-      const __m256i a_row = broadcast_row(a + r * g.lda);
-      low[r] = _mm256_add_epi32(low[r], _mm256_madd_epi16(a_row, b_low));
-      high[r] = _mm256_add_epi32(high[r], _mm256_madd_epi16(a_row, b_high));
+      const __m256i a = set1(block.a[row + r][s]);
+      low[r] = add(low[r], _mm256_madd_epi16(a, b_low));
+      high[r] = add(high[r], _mm256_madd_epi16(a, b_high));
+      settle(low[r]);
+      settle(high[r]);
     }
   }
-  int32_t acc[kRows * kLanes];
+  OCTAVO_UNROLL
   for (int r = 0; r < kRows; ++r) {
-    // hadd leaves columns 0 1 4 5 | 2 3 6 7
-    store(acc + r * kLanes, _mm256_permute4x64_epi64(_mm256_hadd_epi32(low[r], high[r]), 0xD8));
+    store(block.acc[row + r] + column, low[r]);
+    store(block.acc[row + r] + column + kLanes, high[r]);
   }
-  finish_tile<kLanes, kLanes>(g.epilogue, column_end(g), row, kRows, column, acc);
+}
+
+void multiply(Block& block, int rows, int64_t steps, int column) {
+  int row = 0;
+  for (; row + kTileM <= rows; row += kTileM) tile<kTileM>(block, row, steps, column);
+  switch (rows - row) {
+    case 1: tile<1>(block, row, steps, column); break;
+    case 2: tile<2>(block, row, steps, column); break;
+    case 3: tile<3>(block, row, steps, column); break;
+    case 4: tile<4>(block, row, steps, column); break;
+    case 5: tile<5>(block, row, steps, column); break;
+    default: break;
+  }
 }
 
 void gemm(const GemmBlock& g) {
-  for (int64_t p = g.panel_begin; p < g.panel_end; ++p) {
-    for (int64_t c = 0; c < kPanelN && p * kPanelN + c < g.n; c += kLanes) {
-      const int8_t* b = g.panels + p * panel_bytes(g.k) + c * kGroupK;
-      const int64_t column = p * kPanelN + c;
-      int64_t row = 0;
-      for (; row + kTileM <= g.m; row += kTileM) tile<kTileM>(g, row, column, b);
-      switch (g.m - row) {
-        case 1: tile<1>(g, row, column, b); break;
-        case 2: tile<2>(g, row, column, b); break;
-        case 3: tile<3>(g, row, column, b); break;
-        default: break;
+  constexpr int64_t kPanels = kBlockN / kPanelN;
+  const int64_t steps = (g.k + kGroupK - 1) / kGroupK * 2;
+  Block block;
+  for (int64_t p = g.panel_begin; p < g.panel_end; p += kPanels) {
+    const int64_t panels = g.panel_end - p < kPanels ? g.panel_end - p : kPanels;
+    for (int64_t row = 0; row < g.m; row += kBlockM) {
+      const int rows = static_cast<int>(g.m - row < kBlockM ? g.m - row : kBlockM);
+      memset(block.acc, 0, static_cast<size_t>(rows) * sizeof block.acc[0]);
+      for (int64_t first = 0; first < steps; first += kBlockSteps) {
+        const int64_t count = steps - first < kBlockSteps ? steps - first : kBlockSteps;
+        for (int r = 0; r < rows; ++r) {
+          widen_row(g.a + (row + r) * g.lda + first / 2 * kGroupK, count, block.a[r]);
+        }
+        for (int64_t i = 0; i < panels; ++i) {
+          widen_panel(g.panels + (p + i) * panel_bytes(g.k) + first / 2 * kPanelN * kGroupK, count, block.b);
+          multiply(block, rows, count, static_cast<int>(i * kPanelN));
+        }
       }
+      finish_tile<kBlockN, kBlockN>(g.epilogue, column_end(g), row, rows, p * kPanelN, block.acc[0]);
     }
   }
 }
 
 int64_t peak(int64_t iterations) {
-  __m256i acc[8];
+  constexpr int kChains = 12;
+  __m256i acc[kChains], one = _mm256_set1_epi16(1);
+  OCTAVO_UNROLL
   for (auto& v : acc) v = _mm256_setzero_si256();
-  __m256i one = _mm256_set1_epi16(1);
   for (int64_t i = 0; i < iterations; ++i) {
-    for (auto& v : acc) v = _mm256_add_epi32(v, _mm256_madd_epi16(one, one));
-    asm volatile(""
-                 : "+x"(one), "+x"(acc[0]), "+x"(acc[1]), "+x"(acc[2]), "+x"(acc[3]), "+x"(acc[4]),
-                   "+x"(acc[5]), "+x"(acc[6]), "+x"(acc[7]));
+    OCTAVO_UNROLL
+    for (auto& v : acc) {
+      asm volatile("" : "+x"(one), "+x"(v));  // every product anew
+      v = add(v, _mm256_madd_epi16(one, one));
+    }
   }
-  return iterations * 8 * 16;
+  OCTAVO_UNROLL
+  for (auto& v : acc) asm volatile("" : : "x"(v));
+  return iterations * kChains * 16;
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include "vec_avx512.h"
 
 #include "epilogue.inl"
+#include "unroll.h"
 
 namespace octavo {
 namespace {
@@ -16,7 +17,9 @@ constexpr int kTileN = kVectors * kLanes;
 template <int kRows>
 inline void tile(const GemmBlock& g, int64_t row, int64_t p) {
   __m512i acc[kRows][kVectors];
+  OCTAVO_UNROLL
   for (auto& acc_row : acc) {
+    OCTAVO_UNROLL
     for (auto& v : acc_row) v = _mm512_setzero_si512();
   }
   // Beyond the last panel the last one is read again; those sums are not stored.
@@ -28,17 +31,25 @@ inline void tile(const GemmBlock& g, int64_t row, int64_t p) {
   const int64_t groups = (g.k + kGroupK - 1) / kGroupK;
   for (int64_t group = 0; group < groups; ++group, a += kGroupK) {
     __m512i weights[kVectors];
+    OCTAVO_UNROLL
     for (int v = 0; v < kVectors; ++v) weights[v] = _mm512_loadu_si512(b[v] + group * kPanelN * kGroupK);
+    OCTAVO_UNROLL
     for (int r = 0; r < kRows; ++r) {
       int32_t four;
       memcpy(&four, a + r * g.lda, sizeof four);
       const __m512i a_row = _mm512_set1_epi32(four);
+      OCTAVO_UNROLL
       for (int v = 0; v < kVectors; ++v) acc[r][v] = _mm512_dpbusd_epi32(acc[r][v], a_row, weights[v]);
     }
   }
   alignas(64) int32_t sums[kRows * kTileN];
+  OCTAVO_UNROLL
   for (int r = 0; r < kRows; ++r) {
-    for (int v = 0; v < kVectors; ++v) store(sums + r * kTileN + v * kLanes, acc[r][v]);
+    OCTAVO_UNROLL
+    for (int v = 0; v < kVectors; ++v) {
+      settle(acc[r][v]);
+      store(sums + r * kTileN + v * kLanes, acc[r][v]);
+    }
   }
   finish_tile<kTileN, kTileN>(g.epilogue, column_end(g), row, kRows, p * kPanelN, sums);
 }
@@ -61,8 +72,10 @@ void gemm(const GemmBlock& g) {
 int64_t peak(int64_t iterations) {
   constexpr int kChains = 12;  // 2 per cycle, latency 4 or 5
   __m512i acc[kChains], one = _mm512_set1_epi8(1);
+  OCTAVO_UNROLL
   for (auto& v : acc) v = _mm512_setzero_si512();
   for (int64_t i = 0; i < iterations; ++i) {
+    OCTAVO_UNROLL
     for (auto& v : acc) v = _mm512_dpbusd_epi32(v, one, one);
     // Keeps the additions apart, and the chains in registers.
     asm volatile(""

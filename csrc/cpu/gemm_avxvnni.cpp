@@ -4,6 +4,7 @@
 #include "vec_avx2.h"
 
 #include "epilogue.inl"
+#include "unroll.h"
 
 namespace octavo {
 namespace {
@@ -15,12 +16,14 @@ static_assert(kTileN == kPanelN, "a tile is as wide as a panel");
 template <int kRows>
 inline void tile(const GemmBlock& g, int64_t row, int64_t column, const int8_t* b) {
   __m256i low[kRows], high[kRows];
+  OCTAVO_UNROLL
   for (int r = 0; r < kRows; ++r) low[r] = high[r] = _mm256_setzero_si256();
   const uint8_t* a = g.a + row * g.lda;
   const int64_t groups = (g.k + kGroupK - 1) / kGroupK;
   for (int64_t group = 0; group < groups; ++group, a += kGroupK, b += kPanelN * kGroupK) {
     const __m256i b_low = load(reinterpret_cast<const int32_t*>(b));
     const __m256i b_high = load(reinterpret_cast<const int32_t*>(b) + kLanes);
+    OCTAVO_UNROLL
     for (int r = 0; r < kRows; ++r) {
       int32_t four;
       memcpy(&four, a + r * g.lda, sizeof four);
@@ -30,7 +33,10 @@ inline void tile(const GemmBlock& g, int64_t row, int64_t column, const int8_t* 
     }
   }
   int32_t acc[kRows * kTileN];
+  OCTAVO_UNROLL
   for (int r = 0; r < kRows; ++r) {
+    settle(low[r]);
+    settle(high[r]);
     store(acc + r * kTileN, low[r]);
     store(acc + r * kTileN + kLanes, high[r]);
   }
@@ -57,8 +63,10 @@ void gemm(const GemmBlock& g) {
 int64_t peak(int64_t iterations) {
   constexpr int kChains = 12;
   __m256i acc[kChains], one = _mm256_set1_epi8(1);
+  OCTAVO_UNROLL
   for (auto& v : acc) v = _mm256_setzero_si256();
   for (int64_t i = 0; i < iterations; ++i) {
+    OCTAVO_UNROLL
     for (auto& v : acc) v = _mm256_dpbusd_avx_epi32(v, one, one);
     // Keeps the additions apart, and the chains in registers.
     asm volatile(""

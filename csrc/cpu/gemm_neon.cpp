@@ -8,6 +8,7 @@
 #include "vec_neon.h"
 
 #include "epilogue.inl"
+#include "unroll.h"
 
 namespace octavo {
 namespace {
@@ -23,22 +24,29 @@ inline int8x8_t broadcast_row(const uint8_t* a) {
 template <int kRows>
 inline void tile(const GemmBlock& g, int64_t row, int64_t column, const int8_t* b) {
   I32 acc[kRows][kTileN / 2];
+  OCTAVO_UNROLL
   for (auto& acc_row : acc) {
+    OCTAVO_UNROLL
     for (auto& v : acc_row) v = vdupq_n_s32(0);
   }
   const uint8_t* a = g.a + row * g.lda;
   const int64_t groups = (g.k + kGroupK - 1) / kGroupK;
   for (int64_t group = 0; group < groups; ++group, a += kGroupK, b += kPanelN * kGroupK) {
     int8x8_t weights[kTileN / 2];
+    OCTAVO_UNROLL
     for (int c = 0; c < kTileN / 2; ++c) weights[c] = vld1_s8(b + c * 8);
+    OCTAVO_UNROLL
     for (int r = 0; r < kRows; ++r) {
       const int8x8_t a_row = broadcast_row(a + r * g.lda);
+      OCTAVO_UNROLL
       for (int c = 0; c < kTileN / 2; ++c) acc[r][c] = vpadalq_s16(acc[r][c], vmull_s8(a_row, weights[c]));
     }
   }
   int32_t sums[kRows * kTileN];
+  OCTAVO_UNROLL
   for (int v = 0; v < kTileN / kLanes; ++v) {
     const I32 start = vshlq_n_s32(load(g.epilogue.colsum + column + v * kLanes), 7);
+    OCTAVO_UNROLL
     for (int r = 0; r < kRows; ++r) {
       const I32 sum = vpaddq_s32(acc[r][2 * v], acc[r][2 * v + 1]);
       store(sums + r * kTileN + v * kLanes, add(start, sum));
@@ -66,8 +74,10 @@ int64_t peak(int64_t iterations) {
   constexpr int kChains = 16;
   I32 acc[kChains];
   int8x8_t one = vdup_n_s8(1);
+  OCTAVO_UNROLL
   for (auto& v : acc) v = vdupq_n_s32(0);
   for (int64_t i = 0; i < iterations; ++i) {
+    OCTAVO_UNROLL
     for (auto& v : acc) {
       v = vpadalq_s16(v, vmull_s8(one, one));
       asm volatile("" : "+w"(one), "+w"(v));  // keeps each product, and the additions apart

@@ -10,6 +10,7 @@
 #include "vec_neon.h"
 
 #include "epilogue.inl"
+#include "unroll.h"
 
 namespace octavo {
 namespace {
@@ -22,11 +23,14 @@ template <int kGroup, int kRows, int kVectors>
 inline void multiply(I32 (&acc)[kRows][kVectors], const int8x16_t (&a)[kRows], const int8_t* const* b,
                      int64_t offset) {
   int8x16_t weights[kVectors];
+  OCTAVO_UNROLL
   for (int v = 0; v < kVectors; ++v) {
     const int64_t vector = kGroup * kPanelVectors + v % kPanelVectors;
     weights[v] = vld1q_s8(b[v / kPanelVectors] + offset + vector * 16);
   }
+  OCTAVO_UNROLL
   for (int r = 0; r < kRows; ++r) {
+    OCTAVO_UNROLL
     for (int v = 0; v < kVectors; ++v) acc[r][v] = vdotq_laneq_s32(acc[r][v], weights[v], a[r], kGroup);
   }
 }
@@ -38,17 +42,20 @@ inline void tile(const GemmBlock& g, int64_t row, int64_t column) {
   constexpr int kTileN = kVectors * kLanes;
   const int8_t* b[(kVectors + kPanelVectors - 1) / kPanelVectors];
   I32 acc[kRows][kVectors];
+  OCTAVO_UNROLL
   for (int v = 0; v < kVectors; ++v) {
     int64_t panel = column / kPanelN + v / kPanelVectors;
     if (panel >= g.panel_end) panel = g.panel_end - 1;
     const int64_t first = column % kPanelN;
     b[v / kPanelVectors] = g.panels + panel * panel_bytes(g.k) + first * kGroupK;
     const int32_t* colsum = g.epilogue.colsum + panel * kPanelN + first + v % kPanelVectors * kLanes;
+    OCTAVO_UNROLL
     for (int r = 0; r < kRows; ++r) acc[r][v] = vshlq_n_s32(load(colsum), 7);
   }
   const uint8_t* a = g.a + row * g.lda;
   for (int64_t k = 0; k < g.k; k += kStepK, a += kStepK) {
     int8x16_t rows[kRows];
+    OCTAVO_UNROLL
     for (int r = 0; r < kRows; ++r) {
       rows[r] = vreinterpretq_s8_u8(veorq_u8(vld1q_u8(a + r * g.lda), vdupq_n_u8(0x80)));
     }
@@ -58,8 +65,13 @@ inline void tile(const GemmBlock& g, int64_t row, int64_t column) {
     multiply<3>(acc, rows, b, k * kPanelN);
   }
   int32_t sums[kRows * kTileN];
+  OCTAVO_UNROLL
   for (int r = 0; r < kRows; ++r) {
-    for (int v = 0; v < kVectors; ++v) store(sums + r * kTileN + v * kLanes, acc[r][v]);
+    OCTAVO_UNROLL
+    for (int v = 0; v < kVectors; ++v) {
+      settle(acc[r][v]);
+      store(sums + r * kTileN + v * kLanes, acc[r][v]);
+    }
   }
   finish_tile<kTileN, kTileN>(g.epilogue, column_end(g), row, kRows, column, sums);
 }
@@ -95,8 +107,10 @@ int64_t peak(int64_t iterations) {
   constexpr int kChains = 16;
   I32 acc[kChains];
   int8x16_t one = vdupq_n_s8(1);
+  OCTAVO_UNROLL
   for (auto& v : acc) v = vdupq_n_s32(0);
   for (int64_t i = 0; i < iterations; ++i) {
+    OCTAVO_UNROLL
     for (auto& v : acc) {
       v = vdotq_laneq_s32(v, one, one, 0);
       asm volatile("" : "+w"(v));  // keeps the additions apart, and the chains in registers

@@ -10,6 +10,7 @@
 #include "vec_neon.h"
 
 #include "epilogue.inl"
+#include "unroll.h"
 
 namespace octavo {
 namespace {
@@ -23,20 +24,25 @@ constexpr int64_t kSmallM = 4;  // up to here the zips cost what the matrix inst
 template <int kPairs>
 inline void tile(const GemmBlock& g, int64_t row, int64_t rows, int64_t column, const int8_t* b) {
   I32 acc[kPairs][kTileN / 2];  // acc[p][c]: rows 2p and 2p + 1, each by columns 2c and 2c + 1
+  OCTAVO_UNROLL
   for (auto& pair : acc) {
+    OCTAVO_UNROLL
     for (auto& v : pair) v = vdupq_n_s32(0);
   }
   const uint8_t* a = g.a + row * g.lda;
   for (int64_t k = 0; k < g.k; k += kStepK, a += kStepK, b += kStepK * kPanelN) {
     uint8x16_t pairs[kPairs];
+    OCTAVO_UNROLL
     for (int p = 0; p < kPairs; ++p) {
       pairs[p] = vcombine_u8(vld1_u8(a + 2 * p * g.lda), vld1_u8(a + (2 * p + 1) * g.lda));
     }
+    OCTAVO_UNROLL
     for (int c = 0; c < kTileN / 4; ++c) {
       const I32 first = vreinterpretq_s32_s8(vld1q_s8(b + c * 16));
       const I32 second = vreinterpretq_s32_s8(vld1q_s8(b + kPanelN * kGroupK + c * 16));
       const int8x16_t low = vreinterpretq_s8_s32(vzip1q_s32(first, second));
       const int8x16_t high = vreinterpretq_s8_s32(vzip2q_s32(first, second));
+      OCTAVO_UNROLL
       for (int p = 0; p < kPairs; ++p) {
         acc[p][2 * c] = vusmmlaq_s32(acc[p][2 * c], pairs[p], low);
         acc[p][2 * c + 1] = vusmmlaq_s32(acc[p][2 * c + 1], pairs[p], high);
@@ -44,8 +50,11 @@ inline void tile(const GemmBlock& g, int64_t row, int64_t rows, int64_t column, 
     }
   }
   int32_t sums[2 * kPairs * kTileN];
+  OCTAVO_UNROLL
   for (int p = 0; p < kPairs; ++p) {
+    OCTAVO_UNROLL
     for (int c = 0; c < kTileN / 2; ++c) {
+      settle(acc[p][c]);
       int32_t* block = sums + 2 * p * kTileN + 2 * c;
       vst1_s32(block, vget_low_s32(acc[p][c]));
       vst1_s32(block + kTileN, vget_high_s32(acc[p][c]));
@@ -80,8 +89,10 @@ int64_t peak(int64_t iterations) {
   I32 acc[kChains];
   uint8x16_t ones = vdupq_n_u8(1);
   const int8x16_t one = vdupq_n_s8(1);
+  OCTAVO_UNROLL
   for (auto& v : acc) v = vdupq_n_s32(0);
   for (int64_t i = 0; i < iterations; ++i) {
+    OCTAVO_UNROLL
     for (auto& v : acc) {
       v = vusmmlaq_s32(v, ones, one);
       asm volatile("" : "+w"(v));  // keeps the additions apart, and the chains in registers
