@@ -257,6 +257,83 @@ def test_a_weight_is_the_same_however_it_comes(case):
     assert_same(octavo.int8_linear(x, floats, bias, **args), expected)
 
 
+# ---- int8_linear with several weights ----
+
+
+@st.composite
+def shared_case(draw):
+    """x, and for each of several weights what int8_linear takes: weight, bias, activation."""
+    m, _, k = draw(mnk())
+    x = draw(float_arrays((*lead(draw, m), k), flavours=("normal", "ties", "special", "wide")))
+    layers = []
+    for n in draw(st.lists(st.sampled_from([0, 1, 7, 16, 33, 64, 65, 129]), min_size=1, max_size=4)):
+        weight = octavo.pack_weight(draw(int8_arrays((n, k))), draw(scales(n)))
+        bias = draw(st.none() | float_arrays((n,), flavours=("normal", "special")))
+        layers.append((weight, bias, draw(st.sampled_from((*EXACT, *SMOOTH)))))
+    return x, *map(list, zip(*layers, strict=True)), draw(st.sampled_from((None, *OUT_DTYPES)))
+
+
+@settings(max_examples=300)
+@given(shared_case(), st.sampled_from([0, 2]))
+def test_weights_that_share_an_input(case, pad):
+    x, weights, biases, activations, out_dtype = case
+    args = {"activation": activations, "out_dtype": out_dtype}
+    apart = [
+        octavo.int8_linear(x, w, b, activation=a, out_dtype=out_dtype)
+        for w, b, a in zip(weights, biases, activations, strict=True)
+    ]
+    outs = [poisoned(y.shape, y.dtype, pad) for y in apart]
+    for label, shared in on_every_isa(lambda: octavo.int8_linear(x, weights, biases, **args)):
+        assert type(shared) is list
+        for actual, expected in zip(shared, apart, strict=True):
+            assert_same(actual, expected, label)
+    for label, shared in on_every_isa(
+        lambda: octavo.int8_linear(x, tuple(weights), biases, **args, out=outs)
+    ):
+        for actual, out, expected in zip(shared, outs, apart, strict=True):
+            assert actual is out, label
+            assert_same(np.ascontiguousarray(out), expected, label)
+            assert untouched(out, pad), label
+            out.fill(1)
+    with octavo.use_backend("reference"):
+        fallback = octavo.int8_linear(x, weights, biases, **args)
+    for w, b, a, y, z in zip(weights, biases, activations, apart, fallback, strict=True):
+        pre = reference.int8_linear(x, *w.unpack(), b)
+        check_epilogue(y, pre, a, y.dtype.name, "native")
+        check_epilogue(z, pre, a, y.dtype.name, "reference")
+
+
+@pytest.mark.parametrize("m", [1, 5, 47, 50, 145, 200])
+def test_weights_that_share_an_input_share_the_threads(m):
+    rng = np.random.default_rng(m)
+    x = rng.standard_normal((m, 400)).astype(np.float32)
+    weights = [
+        octavo.pack_weight(rng.standard_normal((n, 400)).astype(np.float32)) for n in (70, 513, 1, 260)
+    ]
+    biases = [cast(rng.standard_normal(w.shape[0]), d) for w, d in zip(weights, FLOATS, strict=True)]
+    expected = [reference.int8_linear(x, *w.unpack(), b) for w, b in zip(weights, biases, strict=True)]
+    fused = np.empty((m, 70 + 513 + 1 + 260), np.float32)  # as one matrix: different columns do not overlap
+    columns = [fused[:, :70], fused[:, 70:583], fused[:, 583:584], fused[:, 584:]]
+    for label, shared in on_every_isa(lambda: octavo.int8_linear(x, weights, biases)):
+        for actual, wanted in zip(shared, expected, strict=True):
+            assert_same(actual, wanted, label)
+    for label, _ in on_every_isa(lambda: octavo.int8_linear(x, weights, biases, out=columns)):
+        assert_same(fused, np.concatenate(expected, axis=1), label)
+        fused.fill(np.nan)
+
+
+def test_a_list_of_weights_takes_what_one_weight_takes():
+    rng = np.random.default_rng(3)
+    x, w = rng.standard_normal((5, 20)).astype(np.float32), rng.standard_normal((7, 20)).astype(np.float32)
+    weights = [w, octavo.quantize(w), octavo.pack_weight(w)]
+    for more in ({}, {"activation": "gelu"}, {"out_dtype": "int32"}):
+        expected = octavo.int8_linear(x, w, **more)
+        for actual in octavo.int8_linear(x, weights, **more):
+            assert_same(actual, expected)
+        (alone,) = octavo.int8_linear(x, [w], **more)
+        assert_same(alone, expected)
+
+
 # ---- scaled_int_mm ----
 
 
@@ -373,6 +450,23 @@ def test_denormal_scales_and_biases_count_even_where_the_caller_flushes_them():
                 assert_same(actual, expected, f"{isa}, {None if bias is None else bias.dtype}")
 
 
+@needs_torch
+@settings(max_examples=100)
+@given(shared_case())
+def test_torch_tensors_that_share_an_input_give_the_same_bits(case):
+    x, weights, biases, activations, out_dtype = case
+    args = {"activation": activations, "out_dtype": out_dtype}
+    expected = octavo.int8_linear(x, weights, biases, **args)
+    tensor = to_torch(x)
+    packed = [octavo.pack_weight(*map(to_torch, w.unpack())) for w in weights]
+    added = [None if b is None else to_torch(b) for b in biases]
+    for label, shared in on_every_isa(
+        lambda: octavo.int8_linear(tensor, packed, added, **args), threads=(1, 3)
+    ):
+        for actual, wanted in zip(shared, expected, strict=True):
+            assert_same(actual, wanted, label)
+
+
 # ---- memory ----
 
 
@@ -393,6 +487,7 @@ def test_nothing_outside_the_arrays_is_touched(side):
         zero_point = guard.copy(rng.integers(-128, 128, m).astype(np.int32), side)
         bias = guard.copy(cast(rng.standard_normal(n), FLOATS[i // 4 % 4]), side)
         out = guard.empty((m, n), dtype_of(out_dtype), side, row_pad=i % 3)
+        other = guard.empty((m, n), dtype_of(out_dtype), side, row_pad=i % 2)
         sums = guard.empty((m, n), np.int32, side, row_pad=i % 3)
         buffer = guard.copy(reference.pack_weight(weight), "end")  # its size is a multiple of 64: aligned
         packed = octavo.PackedWeight.from_buffer(buffer, weight_scale)
@@ -403,7 +498,10 @@ def test_nothing_outside_the_arrays_is_touched(side):
             with running(isa, 1 + i % 2):
                 args = {"out_dtype": out_dtype, "out": out}
                 assert_same(np.ascontiguousarray(octavo.int8_linear(x, packed, bias, **args)), expected, isa)
-                args["a_zero_point"] = zero_point
+                args["out"] = [other, out]
+                for each in octavo.int8_linear(x, [packed] * 2, [bias] * 2, **args):
+                    assert_same(np.ascontiguousarray(each), expected, isa)
+                args = {"out_dtype": out_dtype, "out": out, "a_zero_point": zero_point}
                 actual = octavo.scaled_int_mm(a, a_scale, packed, bias, **args)
                 assert_same(np.ascontiguousarray(actual), scaled, isa)
                 octavo.int8_linear(x, packed, bias, activation=SMOOTH[i % 3], out_dtype=out_dtype, out=out)

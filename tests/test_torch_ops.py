@@ -97,6 +97,16 @@ def test_opcheck_int8_linear(dtype, activation):
     torch.library.opcheck(op.int8_linear, arguments, {"out_dtype": torch.float16})
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_opcheck_int8_linears(dtype):
+    x = floats(2, 3, 32, dtype=dtype).requires_grad_()
+    weights, scales = [ints(9, 32), op.pack_weight(ints(5, 32))], [torch.rand(9, 1), torch.rand(5)]
+    biases = [floats(9, dtype=dtype).requires_grad_(), torch.empty(0)]
+    torch.library.opcheck(op.int8_linears, (x, weights, scales, biases, ["gelu", ""]))
+    arguments = (x.detach(), weights[:1], [scales[0].requires_grad_()], biases[1:], ["relu"])
+    torch.library.opcheck(op.int8_linears, arguments, {"out_dtype": torch.float16})
+
+
 def test_opcheck_the_rest():
     a, b = ints(3, 20), ints(20, 5)
     for left in (a, ints(3, 20, dtype=torch.uint8), a.t().contiguous().t()):
@@ -133,6 +143,7 @@ def functional(x, w, packed):
         octavo.int_mm(quantized.data, w.t().to(torch.int8)),
         octavo.int_mm(quantized.data, packed),
         octavo.int8_linear(x, packed, activation="gelu"),
+        *octavo.int8_linear(x, [packed, w], [None, w[:, 0]], activation=["relu", None]),
         octavo.scaled_int_mm(quantized.data, 0.5, packed, out_dtype="float16"),
         *octavo.prune_mask([w, x], threshold=0.3),
         octavo.prune(w, pattern="2:4"),
@@ -177,14 +188,15 @@ def test_a_new_batch_size_does_not_recompile():
 
 
 def test_out_is_filled_in_a_compiled_function():
-    def run(x, out):
-        return octavo.int8_linear(x, packed, out=out)
+    def run(x, out, outs):
+        return octavo.int8_linear(x, packed, out=out), *octavo.int8_linear(x, [packed] * 2, out=outs)
 
     x, packed = floats(3, 16), octavo.pack_weight(floats(5, 16))
-    out = torch.empty(3, 5)
-    result = torch.compile(run, fullgraph=True, backend="aot_eager")(x, out)
-    assert torch.equal(out, octavo.int8_linear(x, packed))
-    assert torch.equal(result, out)
+    out, *outs = (torch.empty(3, 5) for _ in range(3))
+    results = torch.compile(run, fullgraph=True, backend="aot_eager")(x, out, outs)
+    for result, filled in zip(results, (out, *outs), strict=True):
+        assert torch.equal(filled, octavo.int8_linear(x, packed))
+        assert torch.equal(result, filled)
 
 
 def test_errors_while_tracing_name_the_argument():
@@ -200,6 +212,8 @@ def test_errors_while_tracing_name_the_argument():
         (lambda: octavo.int_mm(x, x), "expected shapes"),
         (lambda: octavo.int8_linear(x, packed, activation="tanh"), "activation: expected"),
         (lambda: octavo.int8_linear(x, packed, x[0]), "bias: expected shape"),
+        (lambda: octavo.int8_linear(x, [packed] * 2, [None]), "bias: expected one for each of 2 weights"),
+        (lambda: octavo.int8_linear(x, [packed] * 2, activation="tanh"), "activation: expected"),
     ]
     for call, message in cases:
         with pytest.raises(Exception, match=message):
@@ -253,6 +267,45 @@ def test_int8_linear_passes_gradients_straight_through(activation, dtype, packed
     torch.testing.assert_close(bias.grad, pre.grad.sum((0, 1)).to(dtype))
     expected = (pre.grad * (x.float() @ weight.t())).sum((0, 1)).unsqueeze(-1)
     torch.testing.assert_close(scale.grad, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_that_share_an_input_add_up_their_gradients(dtype):
+    packed = [octavo.pack_weight(floats(n, 32, seed=n)) for n in (9, 5, 1)]
+    arguments = {"activation": ["gelu", None, "relu"]}
+    grads = [floats(2, 3, n, seed=n + 1).to(dtype) for n in (9, 5, 1)]
+
+    def leaves():
+        wanting = floats(2, 3, 32).to(dtype).requires_grad_()
+        return wanting, [floats(9).to(dtype).requires_grad_(), None, floats(1).to(dtype).requires_grad_()]
+
+    x, biases = leaves()
+    apart = [
+        octavo.int8_linear(x, w, b, activation=a)
+        for w, b, a in zip(packed, biases, arguments["activation"], strict=True)
+    ]
+    torch.autograd.backward(apart, grads)
+
+    def run(x, biases):
+        return octavo.int8_linear(x, packed, biases, **arguments)
+
+    for call in (run, torch.compile(run, fullgraph=True, backend="aot_eager")):
+        own, own_biases = leaves()
+        shared = call(own, own_biases)
+        for actual, expected in zip(shared, apart, strict=True):
+            assert torch.equal(actual, expected)
+        torch.autograd.backward(shared, grads)
+        loose = (
+            {} if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.05}
+        )  # apart, each of three is rounded
+        torch.testing.assert_close(own.grad, x.grad, **loose)
+        assert torch.equal(own_biases[0].grad, biases[0].grad)
+        assert torch.equal(own_biases[2].grad, biases[2].grad)
+    own, _ = leaves()
+    octavo.int8_linear(own, packed)[1].sum().backward()  # the others are not used
+    x.grad = None
+    octavo.int8_linear(x, packed[1]).sum().backward()
+    torch.testing.assert_close(own.grad, x.grad)
 
 
 def test_gradients_in_a_compiled_function():
@@ -317,6 +370,8 @@ def test_what_has_no_gradient_says_so():
     assert not octavo.scaled_int_mm(data, scale, packed).requires_grad
     with pytest.raises(ValueError, match="out: expected None where a gradient is wanted"):
         octavo.int8_linear(x, packed, out=torch.empty(4, 3))
+    with pytest.raises(ValueError, match=r"out\[0\]: expected None where a gradient is wanted"):
+        octavo.int8_linear(x, [packed], out=[torch.empty(4, 3)])
 
 
 # ---- what takes the way through the dispatcher ----
@@ -393,6 +448,15 @@ def test_errors_through_the_dispatcher():
         (ValueError, "x: expected shape", lambda: octavo.int8_linear(x[:, :31], packed)),
         (TypeError, r"bias: expected.*torch.Tensor", lambda: octavo.int8_linear(x, packed, np.ones(5))),
         (ValueError, "bias: expected shape", lambda: octavo.int8_linear(x, packed, torch.ones(6))),
+        (ValueError, r"bias\[1\]: expected", lambda: octavo.int8_linear(x, [packed] * 2, [None, x[0]])),
+        (ValueError, r"weight\[1\]: expected", lambda: octavo.int8_linear(x, [packed, x[:, :31]])),
+        (
+            ValueError,
+            r"out\[1\]: expected memory apart",
+            lambda: octavo.int8_linear(
+                x.detach().as_subclass(Wrapped), [packed] * 2, out=[torch.empty(6, 5)] * 2
+            ),
+        ),
     ]
     for kind, message, call in cases:
         with pytest.raises(kind, match=message):
@@ -447,7 +511,7 @@ def test_cuda_gives_the_bits_of_the_cpu(dtype, flavour):
 def test_the_schemas_are_the_published_ones():
     for name in (
         "quantize", "dequantize", "fake_quantize", "int_mm", "pack_weight", "unpack_weight", "int8_linear",
-        "scaled_int_mm", "prune_mask", "prune_masks", "prune_quantize",
+        "int8_linears", "scaled_int_mm", "prune_mask", "prune_masks", "prune_quantize",
     ):  # fmt: skip
         overload = getattr(op, name).default
         assert torch.Tag.pt2_compliant_tag in overload.tags

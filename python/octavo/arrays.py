@@ -329,6 +329,8 @@ def check_out(
     out: Array, name: str, like: Array, shape: Sequence[int], dtype: str, inputs: dict[str, Array | None]
 ) -> None:
     """Refuses an `out` of another kind, device, dtype or shape, and one that is read-only or overlaps."""
+    if out is None:  # in a list
+        raise TypeError(f"{name}: expected an array, got None")
     kind_of(**{next(iter(inputs), "input"): like, name: out})
     check_dtype(out, name, dtype)
     check_shape(out, name, tuple(shape))
@@ -342,8 +344,23 @@ def check_out(
     for other, array in inputs.items():
         if type(array) in _kinds:  # not None, and not a number
             other_low, other_high = byte_range(array)
-            if low < other_high and other_low < high:
+            if low < other_high and other_low < high and not _interleaved(out, array):
                 raise ValueError(f"{name}: expected memory apart from {other}, got bytes that overlap it")
+
+
+def _interleaved(a: Array, b: Array) -> bool:
+    """Whether a and b are different columns of one matrix, as a fused q, k, v has them."""
+    strides, others = _row_strides(a), _row_strides(b)
+    if strides is None or others is None or min(strides[1], others[1]) < 0:
+        return False
+    pitch = strides[0] * a.itemsize
+    if pitch <= 0 or pitch != others[0] * b.itemsize:
+        return False
+    width, other = (
+        (x.shape[-1] - 1) * stride[1] * x.itemsize + x.itemsize for x, stride in ((a, strides), (b, others))
+    )
+    gap = (_address(b) - _address(a)) % pitch
+    return bool(width <= gap and gap + other <= pitch)
 
 
 def _check_no_internal_overlap(out: Array, name: str) -> None:

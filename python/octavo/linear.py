@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -126,33 +127,43 @@ def _int_mm(a: Array, b: Array | PackedWeight, out: Array | None = None) -> Arra
 
 def int8_linear(
     x: Array,
-    weight: PackedWeight | Quantized | Array,
-    bias: Array | None = None,
+    weight: PackedWeight | Quantized | Array | Sequence[PackedWeight | Quantized | Array],
+    bias: Array | Sequence[Array | None] | None = None,
     *,
-    activation: str | None = None,
+    activation: str | Sequence[str | None] | None = None,
     out_dtype: Any = None,
-    out: Array | None = None,
-) -> Array:
+    out: Array | Sequence[Array] | None = None,
+) -> Any:
     """y = activation(x @ weight.T + bias), with x quantized to int8 per row on the fly and exact integer
     sums.
 
     x: float32, float16, bfloat16 or float64 [..., K]; a copy is made only where its leading dimensions don't
         collapse into one stride. weight: a PackedWeight of shape (N, K) with a scale; a Quantized (symmetric,
         per row) or a float [N, K] is packed on every call, which costs passes over it: pack_weight does that
-        once.
+        once; or a list or tuple of them, see below.
     bias: float [N] of any float dtype. activation: None, "relu", "gelu", "gelu_tanh" or "silu".
     out_dtype: "float32", "float16" or "bfloat16" (or NumPy's or torch's name for it; "int32": the sums
         themselves); x's own by default, float32 for float64. A row's result depends on nothing but that row.
     out: [..., N] of that dtype to fill; one whose rows are not contiguous or don't collapse costs a
         temporary.
+
+    Layers that share their input (q, k and v; gate and up) can share its quantization: with a list of weights
+    [N_i, K], of one K, x is read and quantized once, and the result is a list of arrays [..., N_i], each with
+    the bits of a call of its own. bias and out are then None or a list with one for each weight (a bias may
+    be None); activation is one for all or such a list; out_dtype is one for all. ValueError for an empty
+    list, or for lists of other lengths.
     """
     if type(weight) is not PackedWeight:
+        if isinstance(weight, list | tuple) and not isinstance(weight, Quantized):
+            return _shared_int8_linear(x, weight, bias, activation, out_dtype, out)
         weight = _pack_operand(weight)
     if type(x) is not np.ndarray and needs_dispatcher(x, bias):
         from . import torch_ops
 
-        more = {} if out is None else {"out": out}
-        return torch_ops.int8_linear(x, weight, bias, activation=activation, out_dtype=out_dtype, **more)
+        arguments: dict[str, Any] = {"bias": bias, "activation": activation, "out_dtype": out_dtype}
+        if out is not None:
+            arguments["out"] = out
+        return torch_ops.int8_linear(x, weight, **arguments)
     return _int8_linear(x, weight, None, bias, activation, out_dtype, out)
 
 
@@ -161,7 +172,7 @@ def _int8_linear(
     weight: Any,
     weight_scale: Array | None = None,
     bias: Array | None = None,
-    activation: str | None = None,
+    activation: Any = None,
     out_dtype: Any = None,
     out: Array | None = None,
 ) -> Array:
@@ -269,6 +280,189 @@ def _tiny_int8_linear(
         backends.get_num_threads(),
     )
     return result
+
+
+def _shared_int8_linear(
+    x: Array, weight: Sequence[Any], bias: Any, activation: Any, out_dtype: Any, out: Any
+) -> list[Array]:
+    """int8_linear with a list of weights."""
+    count = len(weight)
+    if not count:
+        raise ValueError("weight: expected a weight or a list of one or more, got an empty list")
+    weights = [
+        w if type(w) is PackedWeight else _pack_operand(w, f"weight[{i}]") for i, w in enumerate(weight)
+    ]
+    biases = _one_for_each(bias, "bias", count)
+    one = activation is None or isinstance(activation, str)
+    activations = [activation] * count if one else _one_for_each(activation, "activation", count)
+    outs = None if out is None else _one_for_each(out, "out", count)
+    if type(x) is not np.ndarray and needs_dispatcher(x, *biases):
+        from . import torch_ops
+
+        return torch_ops.int8_linears(x, weights, biases, activations, out_dtype, outs)
+    return _int8_linears(x, weights, None, biases, activations, out_dtype, outs)
+
+
+def _one_for_each(value: Any, name: str, count: int) -> list[Any]:
+    if value is None:
+        return [None] * count
+    if not isinstance(value, list | tuple):
+        raise TypeError(
+            f"{name}: expected a list with one for each of {count} weights, got {type(value).__name__}"
+        )
+    if len(value) != count:
+        raise ValueError(f"{name}: expected one for each of {count} weights, got {len(value)}")
+    return list(value)
+
+
+def _int8_linears(
+    x: Array,
+    weights: Sequence[Any],
+    weight_scales: Sequence[Array] | None,
+    biases: Sequence[Array | None],
+    activations: Sequence[str | None],
+    out_dtype: Any = None,
+    outs: Sequence[Array] | None = None,
+) -> list[Array]:
+    """int8_linear with lists of one length, without torch's dispatcher; weights: packed ones, or packed
+    buffers or int8 [N, K] with scales."""
+    if weight_scales is None:
+        operands = [w.operands for w in weights]
+    else:
+        operands = [
+            _operand(w, s, f"[{i}]") for i, (w, s) in enumerate(zip(weights, weight_scales, strict=True))
+        ]
+    if not operands:
+        return []
+    if out_dtype is None and outs is None and backends.native:
+        tiny = _tiny_int8_linears(x, operands, biases, activations)
+        if tiny is not None:
+            return tiny
+    names = [f"[{i}]" for i in range(len(weights))]
+    n, k = operands[0][:2]
+    arrays = {"x": x}
+    for i, (operand, bias) in enumerate(zip(operands, biases, strict=True)):
+        arrays["weight" + names[i]], arrays["bias" + names[i]] = operand[2], bias
+        if operand[1] != k:
+            raise ValueError(f"weight{names[i]}: expected shape (N, {k}) like weight[0], got {operand[:2]}")
+    kind_of(**arrays)
+    x_code = float_code(x, "x")
+    shape = tuple(x.shape)
+    if not shape or shape[-1] != k:
+        raise ValueError(f"x: expected shape (..., {k}) for a weight of shape {(n, k)}, got {shape}")
+    name = FLOATS[x_code % 3] if out_dtype is None else _out_dtype(out_dtype)  # float32 for float64
+    codes = [
+        _check_epilogue(operand[0], operand[3], bias, activation, name, at)
+        for operand, bias, activation, at in zip(operands, biases, activations, names, strict=True)
+    ]
+    if outs is not None:
+        arrays.update({"weight_scale" + at: operand[3] for at, operand in zip(names, operands, strict=True)})
+        for operand, out, at in zip(operands, outs, names, strict=True):
+            check_out(out, "out" + at, x, (*shape[:-1], operand[0]), name, arrays)
+            arrays["out" + at] = out
+    if not runs_native(x):
+        reference = reference_for(x)
+        results = []
+        for (n, k, weight, scale), bias, activation in zip(operands, biases, activations, strict=True):
+            plain = unpack_buffer(weight, n, k) if weight.ndim == 1 else weight
+            results.append(reference.int8_linear(x, plain, scale, bias, activation, name))
+    else:
+        results = _native_linears(x, x_code, operands, biases, codes, name, outs)
+    return results if outs is None else [store(o, r) for o, r in zip(outs, results, strict=True)]
+
+
+def _tiny_int8_linears(
+    x: Array,
+    operands: list[tuple[int, int, Array, Array | None]],
+    biases: Sequence[Array | None],
+    activations: Sequence[str | None],
+) -> list[Array] | None:
+    """_tiny_int8_linear with a list of weights."""
+    x_address = plain_address(x, operands[0][2])
+    code = FLOAT_CODES.get(x.dtype, 3) if x_address else 3
+    if code == 3 or len(x.shape) != 2:
+        return None
+    rows, cols = x.shape
+    in_numpy = type(x) is np.ndarray
+    at = pointer_of(x)
+    results, targets = [], []
+    for (n, k, buffer, scale), bias, activation in zip(operands, biases, activations, strict=True):
+        if scale is None or k != cols or (activation is not None and activation not in _ACTIVATION_NAMES):
+            return None
+        if (
+            (type(buffer) is np.ndarray) is not in_numpy
+            or buffer.ndim != 1
+            or not (in_numpy or buffer.is_cpu)
+        ):
+            return None
+        bias_address = bias_code = 0
+        if bias is not None:
+            bias_address = plain_address(bias, buffer)
+            bias_code = FLOAT_CODES.get(bias.dtype, -1) if bias_address else -1
+            if bias_code < 0 or bias.shape != (n,):
+                return None
+        result = np.empty((rows, n), x.dtype) if in_numpy else x.new_empty((rows, n))
+        results.append(result)
+        address, nbytes = at(buffer), buffer.shape[0]
+        activation_code = ACTIVATIONS[activation]
+        targets.append(
+            (n, address, nbytes, at(scale), bias_address, bias_code, activation_code, at(result), n)
+        )
+    threads = backends.get_num_threads()
+    _core.int8_linears(x_address, code, rows, cols, cols, 1, targets, code, threads)
+    return results
+
+
+def _native_linears(
+    x: Array,
+    x_code: int,
+    operands: list[tuple[int, int, Array, Array | None]],
+    biases: Sequence[Array | None],
+    codes: list[tuple[int, int]],
+    name: str,
+    outs: Sequence[Array] | None,
+) -> list[Array]:
+    rows, cols, row_stride, col_stride, base = as_rows(x)
+    at = pointer_of(x)
+    lead = tuple(x.shape[:-1])
+    results, targets, alive = [], [], []
+    for i, (n, _, weight, scale) in enumerate(operands):
+        buffer = weight if weight.ndim == 1 else pack_buffer(weight)
+        bias = biases[i]
+        if bias is not None:
+            bias = contiguous(bias)
+        if outs is None:
+            stride, result = n, empty((*lead, n), name, x)
+        else:
+            stride, result = writable_rows(outs[i], name)
+        results.append(result)
+        alive.append((buffer, bias))
+        activation, bias_code = codes[i]
+        targets.append(
+            (
+                n,
+                at(buffer),
+                buffer.shape[0],
+                0 if scale is None or name == "int32" else at(scale),
+                0 if bias is None else at(bias),
+                bias_code,
+                activation,
+                at(result),
+                stride,
+            )
+        )
+    _core.int8_linears(
+        at(base),
+        x_code,
+        rows,
+        cols,
+        row_stride,
+        col_stride,
+        targets,
+        DTYPE_CODES[name],
+        backends.get_num_threads(),
+    )
+    return results
 
 
 def scaled_int_mm(
@@ -390,41 +584,43 @@ def _native_product(
     return result if out is None else store(out, result)
 
 
-def _operand(weight: Any, weight_scale: Array | None) -> tuple[int, int, Array, Array | None]:
-    """(N, K, packed buffer or int8 [N, K], scale [N]) of a weight."""
+def _operand(weight: Any, weight_scale: Array | None, at: str = "") -> tuple[int, int, Array, Array | None]:
+    """(N, K, packed buffer or int8 [N, K], scale [N]) of a weight; at: its index, for errors."""
     if isinstance(weight, PackedWeight):
         return weight.operands
-    kind_of(weight=weight, weight_scale=weight_scale)
+    kind_of(**{"weight" + at: weight, "weight_scale" + at: weight_scale})
     if weight.ndim == 1:
-        check_dtype(weight, "weight", "uint8")
+        check_dtype(weight, "weight" + at, "uint8")
         weight = aligned(weight)
         if runs_native(weight):
             n, k = _core.packed_shape(pointer(weight), weight.shape[0])
         else:
             n, k = read_header(weight)
     else:
-        check_dtype(weight, "weight", "int8")
+        check_dtype(weight, "weight" + at, "int8")
         if weight.ndim != 2:
-            raise ValueError(f"weight: expected two dimensions [N, K], got shape {tuple(weight.shape)}")
+            raise ValueError(f"weight{at}: expected two dimensions [N, K], got shape {tuple(weight.shape)}")
         n, k = weight.shape
         if k > MAX_K:
-            raise ValueError(f"weight: expected K <= {MAX_K}, for exact int32 sums, got {k}")
-    return n, k, weight, check_scale(weight_scale, "weight_scale", n)
+            raise ValueError(f"weight{at}: expected K <= {MAX_K}, for exact int32 sums, got {k}")
+    return n, k, weight, check_scale(weight_scale, "weight_scale" + at, n)
 
 
-def _pack_operand(weight: Quantized | Array) -> PackedWeight:
+def _pack_operand(weight: Any, name: str = "weight") -> PackedWeight:
     if isinstance(weight, Quantized):
         if weight.zero_point is not None:
-            raise ValueError("weight: expected a symmetric Quantized, got one with a zero_point")
+            raise ValueError(f"{name}: expected a symmetric Quantized, got one with a zero_point")
         return pack_weight(weight.data, weight.scale)
     if isinstance(weight, PackedWeight):
         return weight
-    kind_of(weight=weight)
+    kind_of(**{name: weight})
     if dtype_name(weight.dtype) not in FLOATS:
         raise TypeError(
-            "weight: expected a PackedWeight, a Quantized or a float array, "
+            f"{name}: expected a PackedWeight, a Quantized or a float array, "
             f"got dtype {dtype_name(weight.dtype)}"
         )
+    if weight.ndim != 2:
+        raise ValueError(f"{name}: expected two dimensions [N, K], got shape {tuple(weight.shape)}")
     return pack_weight(weight)
 
 
@@ -460,20 +656,21 @@ def _per_row(value: Any, name: str, dtype: str, a: Array) -> Array:
 
 
 def _check_epilogue(
-    n: int, scale: Array | None, bias: Array | None, activation: str | None, out_dtype: str
+    n: int, scale: Array | None, bias: Array | None, activation: str | None, out_dtype: str, at: str = ""
 ) -> tuple[int, int]:
-    """Checks scale, bias and activation against the out dtype; returns the codes of activation and bias."""
+    """Checks scale, bias and activation against the out dtype; returns the codes of activation and bias. at:
+    their index, for errors."""
     if activation is not None and activation not in _ACTIVATION_NAMES:
         raise ValueError(
-            f"activation: expected None, 'relu', 'gelu', 'gelu_tanh' or 'silu', got {activation!r}"
+            f"activation{at}: expected None, 'relu', 'gelu', 'gelu_tanh' or 'silu', got {activation!r}"
         )
     if out_dtype == "int32":
         if bias is not None or activation is not None:
             raise ValueError("out_dtype: expected a float dtype with a bias or an activation, got int32")
     elif scale is None:
-        raise ValueError("weight: expected a weight with a scale, got one without")
+        raise ValueError(f"weight{at}: expected a weight with a scale, got one without")
     if bias is None:
         return ACTIVATIONS[activation], 0
     if bias.shape != (n,):
-        raise ValueError(f"bias: expected shape {(n,)}, got {tuple(bias.shape)}")
-    return ACTIVATIONS[activation], float_code(bias, "bias")
+        raise ValueError(f"bias{at}: expected shape {(n,)}, got {tuple(bias.shape)}")
+    return ACTIVATIONS[activation], float_code(bias, "bias" + at)

@@ -7,7 +7,16 @@ its twin with the underscore, which validates and runs the native kernels or the
 
 from __future__ import annotations
 
-from .linear import _int8_linear, _int_mm, _scaled_int_mm, int8_linear, int_mm, pack_weight, scaled_int_mm
+from .linear import (
+    _int8_linear,
+    _int8_linears,
+    _int_mm,
+    _scaled_int_mm,
+    int8_linear,
+    int_mm,
+    pack_weight,
+    scaled_int_mm,
+)
 from .packed import PackedWeight
 from .packed import pack_buffer as _pack_weight_buffer
 from .packed import unpack_buffer as _unpack_weight_buffer
@@ -30,6 +39,7 @@ __all__ = [
     "Quantized",
     "_dequantize",
     "_int8_linear",
+    "_int8_linears",
     "_int_mm",
     "_pack_weight_buffer",
     "_prune_mask",

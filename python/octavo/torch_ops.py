@@ -265,24 +265,43 @@ def _int8_linear_setup(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: A
 
 
 def _int8_linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """Straight through the rounding of x: that of activation(x @ (weight * weight_scale).T + bias)."""
     x, weight, weight_scale, bias = ctx.saved_tensors
+    needs = ctx.needs_input_grad
+    needs_bias = bias is not None and needs[3]
+    grad_x, grad_scale, grad_bias = _linear_gradients(
+        (needs[0], needs[2], needs_bias), grad, x, weight, weight_scale, bias, ctx.activation
+    )
+    return None if grad_x is None else grad_x.to(x.dtype), None, grad_scale, grad_bias
+
+
+def _linear_gradients(
+    needs: tuple[bool, bool, bool],
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    activation: str | None,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Straight through the rounding of x: the gradients of x (float32), weight_scale and bias in
+    activation(x @ (weight * weight_scale).T + bias)."""
+    needs_x, needs_scale, needs_bias = needs
     n, k = weight_scale.numel(), x.shape[-1]
     grad = grad.to(torch.float32)
-    if ctx.activation is not None:
+    if activation is not None:
         y = int8_linear_op(x, weight, weight_scale, bias, out_dtype=torch.float32)
-        grad = _ACTIVATION_BACKWARD[ctx.activation](grad, y)
+        grad = _ACTIVATION_BACKWARD[activation](grad, y)
     grad_x = grad_scale = grad_bias = None
-    if ctx.needs_input_grad[0] or ctx.needs_input_grad[2]:
+    if needs_x or needs_scale:
         w = (unpack_weight(weight, n, k) if weight.dim() == 1 else weight).to(torch.float32)
-    if ctx.needs_input_grad[0]:
-        grad_x = (grad @ (w * weight_scale.reshape(n, 1))).to(x.dtype)
-    if ctx.needs_input_grad[2]:
+    if needs_x:
+        grad_x = grad @ (w * weight_scale.reshape(n, 1))
+    if needs_scale:
         products = grad * (x.to(torch.float32) @ w.t())
         grad_scale = products.reshape(-1, n).sum(0).reshape(weight_scale.shape)
-    if bias is not None and ctx.needs_input_grad[3]:
+    if bias is not None and needs_bias:
         grad_bias = grad.reshape(-1, n).sum(0).to(bias.dtype)
-    return grad_x, None, grad_scale, grad_bias
+    return grad_x, grad_scale, grad_bias
 
 
 _ACTIVATION_BACKWARD: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -319,6 +338,114 @@ def int8_linear(
         x, weight.buffer, weight.scale, bias, activation=activation, out_dtype=dtype
     )
     return result if out is None else _fill(out, "out", result, x=x, weight=weight.buffer, bias=bias)
+
+
+def _int8_linears_fake(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    weight_scales: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    activations: Sequence[str],
+    *,
+    out_dtype: torch.dtype | None = None,
+) -> list[Tensor]:
+    return [
+        _int8_linear_fake(x, weight, scale, bias, activation=activation or None, out_dtype=out_dtype)
+        for weight, scale, bias, activation in zip(
+            weights, weight_scales, _given(biases, weight_scales), activations, strict=True
+        )
+    ]
+
+
+def _given(biases: Sequence[Tensor], scales: Sequence[Tensor]) -> list[Tensor | None]:
+    """The biases, None for one that stands for none."""
+    return [
+        bias if bias.numel() or not scale.numel() else None
+        for bias, scale in zip(biases, scales, strict=True)
+    ]
+
+
+def _int8_linears(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    weight_scales: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    activations: Sequence[str],
+    *,
+    out_dtype: torch.dtype | None = None,
+) -> list[Tensor]:
+    names = [activation or None for activation in activations]
+    return ops._int8_linears(x, weights, weight_scales, _given(biases, weight_scales), names, out_dtype)
+
+
+def _int8_linears_setup(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: Any, output: Any) -> None:
+    x, weights, weight_scales, biases, ctx.activations = inputs
+    ctx.save_for_backward(x, *weights, *weight_scales, *biases)
+
+
+def _int8_linears_backward(ctx: Any, grads: Sequence[Tensor]) -> tuple[Any, ...]:
+    x, *saved = ctx.saved_tensors
+    count = len(grads)
+    weights, scales = saved[:count], saved[count : 2 * count]
+    biases = _given(saved[2 * count :], scales)
+    needs_x, _, needs_scales, needs_biases, _ = ctx.needs_input_grad
+    gradients = [
+        _linear_gradients(
+            (needs_x, needs_scales[i], needs_biases[i]),
+            grad,
+            x,
+            weights[i],
+            scales[i],
+            biases[i],
+            ctx.activations[i] or None,
+        )
+        for i, grad in enumerate(grads)
+    ]
+    grads_x, grad_scales, grad_biases = (list(each) for each in zip(*gradients, strict=True))
+    grad_x = sum(grads_x[1:], grads_x[0]).to(x.dtype) if needs_x else None
+    return grad_x, [None] * count, grad_scales, grad_biases, None
+
+
+# An empty bias is no bias, and "" no activation: autograd does not see into a list with None, and a schema
+# has no such list of strings.
+int8_linears_op = _define(
+    "int8_linears(Tensor x, Tensor[] weights, Tensor[] weight_scales, Tensor[] biases, str[] activations, "
+    "*, ScalarType? out_dtype=None) -> Tensor[]",
+    _int8_linears_fake,
+    _int8_linears,
+    _int8_linears_setup,
+    _int8_linears_backward,
+)
+
+
+def int8_linears(
+    x: Tensor,
+    weights: Sequence[PackedWeight],
+    biases: Sequence[Tensor | None],
+    activations: Sequence[str | None],
+    out_dtype: Any,
+    out: Sequence[Tensor] | None,
+) -> list[Tensor]:
+    inputs: dict[str, Any] = {"x": x}
+    for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        if weight.scale is None:
+            raise ValueError(f"weight[{i}]: expected a weight with a scale, got one without")
+        inputs[f"weight[{i}]"], inputs[f"bias[{i}]"] = weight.buffer, bias
+    _check_kinds(**inputs)
+    dtype = None if out_dtype is None else _dtype(out_dtype, "out_dtype", _OUT_DTYPES)
+    results: list[Tensor] = int8_linears_op(
+        x,
+        [weight.buffer for weight in weights],
+        [weight.scale for weight in weights],
+        [x.new_empty(0) if bias is None else bias for bias in biases],
+        [activation or "" for activation in activations],
+        out_dtype=dtype,
+    )
+    if out is None:
+        return results
+    for i, (each, result) in enumerate(zip(out, results, strict=True)):
+        inputs[f"out[{i}]"] = _fill(each, f"out[{i}]", result, **inputs)
+    return list(out)
 
 
 def _scaled_int_mm_fake(
