@@ -11,7 +11,7 @@ import contextlib
 import math
 import operator
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -294,8 +294,8 @@ def _collapsed(shape: Sequence[int], strides: Sequence[int]) -> int | None:
 def byte_range(x: Array) -> tuple[int, int]:
     """The addresses [first, last) that x's elements lie in; the same address twice when there are none."""
     low = _address(x)
-    if _is_c_contiguous(x):
-        return low, low + int(x.nbytes)
+    if x.flags.c_contiguous if isinstance(x, np.ndarray) else x.is_contiguous():
+        return low, low + x.nbytes
     high = low + x.itemsize
     for size, step in zip(x.shape, _byte_strides(x), strict=True):
         if not size:
@@ -309,9 +309,9 @@ def byte_range(x: Array) -> tuple[int, int]:
 
 def _address(x: Array) -> int:
     """pointer(), which needs the native module for NumPy arrays; this one does not."""
-    if isinstance(x, np.ndarray) and _core is None:
-        return int(x.__array_interface__["data"][0])
-    return pointer(x)
+    if not isinstance(x, np.ndarray):
+        return int(x.data_ptr())
+    return _core.address(x) if _core is not None else int(x.__array_interface__["data"][0])
 
 
 def _is_c_contiguous(x: Array) -> bool:
@@ -329,23 +329,36 @@ def check_out(
     out: Array, name: str, like: Array, shape: Sequence[int], dtype: str, inputs: dict[str, Array | None]
 ) -> None:
     """Refuses an `out` of another kind, device, dtype or shape, and one that is read-only or overlaps."""
-    if out is None:  # in a list
-        raise TypeError(f"{name}: expected an array, got None")
-    kind_of(**{next(iter(inputs), "input"): like, name: out})
-    check_dtype(out, name, dtype)
-    check_shape(out, name, tuple(shape))
-    if isinstance(out, np.ndarray) and not out.flags.writeable:
-        raise ValueError(f"{name}: expected a writeable array, got a read-only one")
-    if not isinstance(out, np.ndarray) and out.requires_grad and sys.modules["torch"].is_grad_enabled():
-        raise ValueError(f"{name}: expected a tensor without requires_grad, got one that wants a gradient")
-    if not _is_c_contiguous(out):
-        _check_no_internal_overlap(out, name)
-    low, high = byte_range(out)
-    for other, array in inputs.items():
-        if type(array) in _kinds:  # not None, and not a number
-            other_low, other_high = byte_range(array)
-            if low < other_high and other_low < high and not _interleaved(out, array):
+    check_outs([(out, name, shape)], like, dtype, inputs)
+
+
+def check_outs(
+    outs: Iterable[tuple[Array, str, Sequence[int]]],
+    like: Array,
+    dtype: str,
+    inputs: dict[str, Array | None],
+) -> None:
+    """check_out for several, (out, name, shape), which must not overlap each other either."""
+    taken = [(name, x, *byte_range(x)) for name, x in inputs.items() if type(x) in _kinds]  # not numbers
+    for out, name, shape in outs:
+        if out is None:  # in a list
+            raise TypeError(f"{name}: expected an array, got None")
+        kind_of(**{next(iter(inputs), "input"): like, name: out})
+        check_dtype(out, name, dtype)
+        check_shape(out, name, tuple(shape))
+        if isinstance(out, np.ndarray) and not out.flags.writeable:
+            raise ValueError(f"{name}: expected a writeable array, got a read-only one")
+        if not isinstance(out, np.ndarray) and out.requires_grad and sys.modules["torch"].is_grad_enabled():
+            raise ValueError(
+                f"{name}: expected a tensor without requires_grad, got one that wants a gradient"
+            )
+        if not _is_c_contiguous(out):
+            _check_no_internal_overlap(out, name)
+        low, high = byte_range(out)
+        for other, x, other_low, other_high in taken:
+            if low < other_high and other_low < high and not _interleaved(out, x):
                 raise ValueError(f"{name}: expected memory apart from {other}, got bytes that overlap it")
+        taken.append((name, out, low, high))
 
 
 def _interleaved(a: Array, b: Array) -> bool:
@@ -384,6 +397,8 @@ def writable(out: Array, dtype: str) -> Array:
 
 def writable_rows(out: Array, dtype: str) -> tuple[int, Array]:
     """(row stride, base): as writable(), but rows may lie apart as long as each one is contiguous."""
+    if isinstance(out, np.ndarray) and out.flags.num & _C_CONTIGUOUS_ALIGNED == _C_CONTIGUOUS_ALIGNED:
+        return out.shape[-1], out
     strides = _row_strides(out)
     if strides is not None and (strides[1] == 1 or out.shape[-1:] == (1,)):
         return strides[0], out

@@ -17,6 +17,7 @@ from .arrays import (
     as_rows,
     check_dtype,
     check_out,
+    check_outs,
     check_shape,
     contiguous,
     copy_contiguous,
@@ -357,9 +358,9 @@ def _int8_linears(
     ]
     if outs is not None:
         arrays.update({"weight_scale" + at: operand[3] for at, operand in zip(names, operands, strict=True)})
-        for operand, out, at in zip(operands, outs, names, strict=True):
-            check_out(out, "out" + at, x, (*shape[:-1], operand[0]), name, arrays)
-            arrays["out" + at] = out
+        lead = shape[:-1]
+        written = [(o, "out" + at, (*lead, n)) for o, at, (n, *_) in zip(outs, names, operands, strict=True)]
+        check_outs(written, x, name, arrays)
     if not runs_native(x):
         reference = reference_for(x)
         results = []

@@ -15,6 +15,7 @@ from .arrays import (
     Array,
     check_dtype,
     check_out,
+    check_outs,
     contiguous,
     dtype_name,
     empty,
@@ -146,9 +147,8 @@ def _masks(
             raise_nonfinite(w, name)
     if outs is not None:
         inputs: dict[str, Array | None] = dict(zip(names, ws, strict=True))
-        for w, name, out, out_name in zip(ws, names, outs, out_names, strict=True):
-            check_out(out, out_name, w, w.shape, "bool", {name: w, **inputs})
-            inputs[out_name] = out
+        written = [(out, name, w.shape) for out, name, w in zip(outs, out_names, ws, strict=True)]
+        check_outs(written, ws[0], "bool", inputs)
     if not ws:
         return []
     if not runs_native(ws[0]):
