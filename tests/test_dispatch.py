@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 import octavo
-from octavo import backends
-from strategies import isas, running
+from octavo import backends, report
+from strategies import isas, needs_torch, running, succeed
 
 KNOWN = ("scalar", "avx2", "avxvnni", "avx512vnni", "amx", "neon", "neondot", "neoni8mm")
 
@@ -32,9 +34,11 @@ def test_force_isa_and_its_undoing():
     with pytest.raises(KeyError), octavo.force_isa("scalar"):
         raise KeyError
     assert octavo.get_isa() == best
-    octavo.force_isa("scalar")  # without a with block it stays
+    undo = octavo.force_isa("scalar")  # without a with block it stays
     assert octavo.get_isa() == "scalar"
-    octavo.force_isa(best)
+    with undo:
+        pass
+    assert octavo.get_isa() == best
 
 
 def test_an_isa_that_is_not_here_is_refused():
@@ -111,6 +115,75 @@ def test_explain_names_the_kernel(capsys):
     assert "reference" in row.kernel
     with pytest.raises(TypeError, match=r"expected .*got "):
         octavo.explain(3)
+
+
+def test_explain_says_why():
+    isas()
+    packed = octavo.pack_weight(np.eye(8, dtype=np.float32))
+    (row,) = octavo.explain(packed)
+    assert f"{octavo.get_isa()}, the best that was detected" in row.why
+    assert "dense is the only layout of this version, so zeros are multiplied too" in row.why
+    with octavo.force_isa("scalar"):
+        (row,) = octavo.explain(packed)
+        assert row.kernel == "int8_linear scalar"
+        assert "scalar, forced by force_isa" in row.why
+        assert octavo.show_config()["reason"] in row.why
+        with octavo.use_backend("reference"):
+            (row,) = octavo.explain(np.ones((3, 5), np.int8))
+            assert "the reference, forced by use_backend" in row.why
+            assert "zeros" not in row.why
+    assert "detected" in octavo.explain(packed)[0].why
+
+
+@pytest.mark.parametrize(("isa", "other"), report._FEW_ROWS_RUN_ON.items())
+def test_explain_says_where_few_rows_run(isa, other):
+    source = Path(__file__).parent.parent / f"csrc/cpu/gemm_{isa}.cpp"
+    kernel = source.read_text()
+    assert f"kSmallM = {report._FEW_ROWS};" in kernel
+    assert f"if (g.m <= kSmallM) return kGemm{other}.gemm(g);".lower() in kernel.lower()
+    if isa in isas():
+        with running(isa):
+            (row,) = octavo.explain(np.ones((3, 5), np.float32))
+        assert row.kernel == f"int8_linear {isa} ({other} up to {report._FEW_ROWS} rows)"
+
+
+@pytest.mark.parametrize(
+    ("environment", "why"),
+    [
+        ({"OCTAVO_ISA": "scalar"}, "scalar, forced by OCTAVO_ISA"),
+        ({"OCTAVO_BACKEND": "reference"}, "the reference, forced by OCTAVO_BACKEND"),
+        ({"OCTAVO_BACKEND": "native"}, "the best that was detected"),
+    ],
+)
+def test_explain_knows_the_environment(environment, why):
+    isas()
+    done = succeed("import octavo, numpy\noctavo.explain(numpy.eye(3))", **environment)
+    assert why in done.stdout
+
+
+@needs_torch
+def test_explain_says_why_a_layer_stays_float():
+    import torch
+
+    import octavo.nn
+
+    class Own(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x)
+
+    model = torch.nn.Sequential(
+        torch.nn.Linear(4, 4), torch.nn.Linear(4, 2), Own(2, 2), torch.nn.MultiheadAttention(2, 1)
+    )
+    octavo.quantize_(model, filter_fn=lambda module, name: name != "1")
+    rows = {row.name: row for row in octavo.explain(model)}
+    assert "Int8Linear: " in rows["0"].why
+    for name, reason in (
+        ("1", "filter_fn"),
+        ("2", "Own has a forward"),
+        ("3.out_proj", "MultiheadAttention"),
+    ):
+        assert rows[name].kernel == "torch float32"
+        assert reason in rows[name].why
 
 
 def test_a_packed_weight_serves_every_isa():

@@ -114,6 +114,7 @@ def test_without_the_native_module_one_warning_and_the_same_numbers(missing):
     isas()
     done = succeed("import octavo\nimport octavo.ops\n" + WORK, missing)
     assert_one_warning(done.stderr, "not built")
+    assert "the native module is missing: not built" in done.stdout  # explain
     native = succeed("import octavo\n" + WORK)
     assert native.stderr == ""
     assert abs(float(done.stdout.splitlines()[-1]) - float(native.stdout.splitlines()[-1])) < 1e-3

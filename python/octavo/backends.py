@@ -31,6 +31,7 @@ except ImportError as _error:
 
 native = False  # whether the next call on CPU arrays runs the native kernels
 _backend = "auto"
+_forced_by = {"backend": "", "isa": ""}  # what chose them, if anything did
 _threads: int | None = None
 _default_threads = 0
 _warned: set[str] = set()
@@ -73,20 +74,21 @@ def use_backend(name: str) -> Restore:
     torch definitions of every operation. ValueError for another name, RuntimeError for "native" where the
     native module is missing. Also OCTAVO_BACKEND.
     """
-    global _backend, native
     if name not in BACKENDS:
         raise ValueError(f"name: expected 'auto', 'native' or 'reference', got {name!r}")
     if name == "native" and _core is None:
         raise RuntimeError(
             f"name: expected a backend of this build, got 'native' without its module ({native_error})"
         )
-    before = _backend
+    before = _backend, _forced_by["backend"]
+    _set_backend(name, "use_backend")
+    return Restore(lambda: _set_backend(*before))
+
+
+def _set_backend(name: str, source: str) -> None:
+    global _backend, native
     _backend, native = name, name != "reference" and _core is not None
-    return Restore(lambda: _set_backend(before))
-
-
-def _set_backend(name: str) -> None:
-    use_backend(name)
+    _forced_by["backend"] = source
 
 
 def get_isa() -> str:
@@ -102,9 +104,14 @@ def force_isa(name: str) -> Restore:
     Also OCTAVO_ISA.
     """
     core = _core_with(name, "name")
-    before = core.get_isa()
+    before = core.get_isa(), _forced_by["isa"]
+    _set_isa(core, name, "force_isa")
+    return Restore(lambda: _set_isa(core, *before))
+
+
+def _set_isa(core: Any, name: str, source: str) -> None:
     core.set_isa(name)
-    return Restore(lambda: core.set_isa(before))
+    _forced_by["isa"] = source
 
 
 def _core_with(isa: str, argument: str) -> Any:
@@ -114,6 +121,17 @@ def _core_with(isa: str, argument: str) -> Any:
         known = "none: the native module is missing" if _core is None else ", ".join(available)
         raise ValueError(f"{argument}: expected an ISA of this machine ({known}), got {isa!r}")
     return _core
+
+
+def reason() -> str:
+    """Why the next call on CPU arrays runs what it runs."""
+    if _backend == "reference":
+        return f"the reference, forced by {_forced_by['backend']}"
+    if _core is None:
+        return f"the native module is missing: {native_error}"
+    if _forced_by["isa"]:
+        return f"{get_isa()}, forced by {_forced_by['isa']}"
+    return f"{get_isa()}, the best that was detected"
 
 
 def set_num_threads(n: int | None) -> None:
@@ -166,6 +184,7 @@ def show_config() -> dict[str, Any]:
         "isas_available": [] if _core is None else _core.isas_available(),
         "isa": get_isa(),
         "runs": f"native, {get_isa()}" if native else "reference",
+        "reason": reason(),
         "threads": get_num_threads(),
         "threads_info": {} if _core is None else _core.threads_info(),
         "cuda_built": CUDA_BUILT,
@@ -233,8 +252,8 @@ def _read_environment() -> None:
             )
     isa = os.environ.get("OCTAVO_ISA", "")
     if isa:  # without a look at the default: choosing AMX, even for a moment, changes the process
-        _core_with(isa, "OCTAVO_ISA").set_isa(isa)
-    use_backend(backend)
+        _set_isa(_core_with(isa, "OCTAVO_ISA"), isa, "OCTAVO_ISA")
+    _set_backend(backend, "OCTAVO_BACKEND")
 
 
 _read_environment()

@@ -203,12 +203,16 @@ def _check_config(config: object) -> None:
 
 
 def _is_plain_linear(module: nn.Module) -> bool:
-    return (
-        isinstance(module, nn.Linear)
-        and not isinstance(module, NonDynamicallyQuantizableLinear)
-        and type(module).forward is nn.Linear.forward
-        and "forward" not in module.__dict__
-    )
+    return isinstance(module, nn.Linear) and not why_float(module)
+
+
+def why_float(module: nn.Linear) -> str:
+    """Why quantize_ cannot replace this layer; "" if it can."""
+    if isinstance(module, NonDynamicallyQuantizableLinear):
+        return "float: torch.nn.MultiheadAttention reads this weight without calling the layer"
+    if type(module).forward is not nn.Linear.forward or "forward" in module.__dict__:
+        return f"float: {type(module).__name__} has a forward of its own, which int8 would not run"
+    return ""
 
 
 def _leave_fused_path(module: nn.Module) -> None:

@@ -12,6 +12,9 @@ from .arrays import FLOATS, check_dtype, is_array
 from .backends import Explanation
 from .packed import MAX_K, PackedWeight, density, packed_nbytes
 
+_FEW_ROWS = 4  # kSmallM of these instruction sets' kernels: up to here they hand over to another
+_FEW_ROWS_RUN_ON = {"amx": "avx512vnni", "neoni8mm": "neondot"}
+
 
 def explanations(subject: Any) -> list[Explanation]:
     """What octavo does with each linear layer of a module, or with one weight."""
@@ -41,7 +44,7 @@ def explanations(subject: Any) -> list[Explanation]:
 def _module_rows(model: Any) -> list[Explanation]:
     import torch
 
-    from .nn import Int8Linear
+    from .nn import Int8Linear, why_float
 
     rows = []
     for name, module in model.named_modules():
@@ -54,7 +57,9 @@ def _module_rows(model: Any) -> list[Explanation]:
         elif isinstance(module, torch.nn.Linear):
             w = module.weight
             dtype = str(w.dtype).removeprefix("torch.")
-            why = f"a {type(module).__name__} that octavo.quantize_ did not replace"
+            why = (
+                why_float(module) or "float: octavo.quantize_ was not called, or its filter_fn left this out"
+            )
             row = Explanation(name, tuple(w.shape), f"torch {dtype}", "dense", density(w), int(w.nbytes), why)
             rows.append(row)
     return rows
@@ -65,18 +70,14 @@ def _int8_row(
 ) -> Explanation:
     if not on_cpu:
         kernel, why = "torch reference", "the weight is on a device, and this build has no CUDA kernels"
-    elif backends.native:
-        kernel, why = (
-            f"int8_linear {backends.get_isa()}",
-            "chosen for this machine, or forced (show_config says more)",
-        )
     else:
-        kernel = "reference"
-        why = (
-            f"the native module is missing: {backends.native_error}"
-            if backends.native_error
-            else "use_backend"
-        )
-    if share <= 0.5:
-        why += "; zeros are multiplied: this version has no sparse layout"
+        kernel, why = "reference", backends.reason()
+        if backends.native:
+            isa = backends.get_isa()
+            kernel = f"int8_linear {isa}"
+            if isa in _FEW_ROWS_RUN_ON:
+                kernel += f" ({_FEW_ROWS_RUN_ON[isa]} up to {_FEW_ROWS} rows)"
+        why += "; dense is the only layout of this version"
+        if share <= 0.5:
+            why += ", so zeros are multiplied too"
     return Explanation(name, shape, kernel, "dense" if on_cpu else "plain", share, nbytes, f"{state}: {why}")
