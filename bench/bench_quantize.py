@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 import peers
-from common import Case, Contender, Parity, check_all, check_equal, check_steps, main
+from cli import main
+from common import Case, Contender, Parity, check_all, check_equal, check_steps
 from machine import optional, rotation
 
 octavo = optional("octavo")

@@ -8,7 +8,6 @@ guests of the machine or to other processes, or whose limits moved, is marked no
 
 from __future__ import annotations
 
-import argparse
 import gc
 import json
 import math
@@ -21,17 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from machine import (
-    Clock,
-    Limits,
-    Rates,
-    host_facts,
-    host_line,
-    lost_shares,
-    optional,
-    set_threads,
-    usable_cpus,
-)
+from machine import Clock, Limits, Rates, host_line, lost_shares, optional
 
 MAX_LOST = 0.05
 MAX_DRIFT = 0.20
@@ -68,6 +57,9 @@ class Case:
     unit: str  # "GOP/s" or "GB/s"
     limit: str  # "peak", "read" or "copy"
     contenders: Callable[[], Sequence[Contender]]  # built when the case runs, freed after it
+    operations: float = 0.0  # of one unit; and bytes to and from memory: its place under the roofline
+    traffic: float = 0.0
+    environment: dict[str, str] = field(default_factory=dict)  # that holds every contender to one ISA
 
 
 @dataclass(frozen=True)
@@ -177,6 +169,9 @@ class Result:
     noisy: list[str]
     attempts: int
     rows: list[Row]
+    operations: float
+    traffic: float
+    environment: dict[str, str]
 
 
 def inner_calls(seconds_per_call: float, min_sample_s: float) -> int:
@@ -292,6 +287,9 @@ def run_case(
             noisy=why_noisy(steal, others, before, after),
             attempts=len(tries) + 1,
             rows=rows,
+            operations=case.operations,
+            traffic=case.traffic,
+            environment=case.environment,
         )
         tries.append((result, taken))
     result, taken = min(tries, key=lambda t: (len(t[0].noisy), (t[0].steal or 0.0) + (t[0].others or 0.0)))
@@ -372,6 +370,10 @@ def to_json(
     }
 
 
+def write_json(document: dict[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
+
+
 def first_ratio(result: Result) -> float | None:
     """The first of octavo's rows stands for it; further rows are variants."""
     return next((row.ratio for row in result.rows if row.ours), None)
@@ -410,8 +412,7 @@ def run_all(
             bar.clear()
         say("\n" + table(result))
         if json_path is not None:  # after every case: an interrupted run keeps what it has
-            text = json.dumps(to_json(title, facts, settings, results), indent=1, allow_nan=False)
-            json_path.write_text(text + "\n")
+            write_json(to_json(title, facts, settings, results), json_path)
     if bar is not None:
         bar.close()
     ratios = [ratio for ratio in map(first_ratio, results) if ratio is not None]
@@ -419,35 +420,3 @@ def run_all(
         mean = statistics.geometric_mean(ratios)
         say(f"\noctavo against the best peer: geometric mean {mean:.2f}x, least {min(ratios):.2f}x")
     return results
-
-
-def parse_arguments(description: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--quick", action="store_true", help="small shapes, few samples, under a minute")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample and fact here")
-    parser.add_argument("--threads", type=int, default=usable_cpus(), help="threads for every side")
-    parser.add_argument("--samples", type=int, help=f"rounds per case; a result needs {RESULT_SAMPLES}")
-    parser.add_argument("--only", metavar="TEXT", help="only cases whose id and label contain this")
-    return parser.parse_args(argv)
-
-
-def main(
-    description: str, make_cases: Callable[[bool, int], Sequence[Case]], argv: Sequence[str] | None = None
-) -> int:
-    args = parse_arguments(description, argv)
-    if optional("octavo") is None:
-        raise SystemExit("octavo is not installed: pip install . first, or set PYTHONPATH=python")
-    settings = QUICK if args.quick else Settings()
-    if args.samples:
-        settings = Settings(**{**asdict(settings), "samples": args.samples})
-    cases = [c for c in make_cases(args.quick, args.threads) if (args.only or "") in f"{c.id} {c.label}"]
-    if not cases:
-        raise SystemExit(f"--only: expected part of a case's id and label, got {args.only!r}")
-    set_threads(args.threads)
-    clock = Clock()
-    limits = Limits(optional("octavo._core"), args.threads, clock)
-    results = run_all(description, cases, settings, limits, host_facts(args.threads), clock, args.json)
-    wrong = [(r, row) for r in results for row in r.rows if row.ours and row.time is None]
-    for result, row in wrong:
-        print(f"no number for {result.id} {result.label}: {row.name} {row.status} {row.parity}")
-    return 1 if wrong else 0

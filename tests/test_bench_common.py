@@ -13,9 +13,12 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
 
+import cli
 import common
+import held
 import machine
 import peers
+import plot
 from common import Case, Contender, Parity, Settings
 from machine import CpuTime
 
@@ -423,7 +426,172 @@ def test_times_are_readable(seconds: float, shown: str) -> None:
     assert common.show_time(seconds) == shown
 
 
+def named(id: str, label: str, **more: Any) -> Case:
+    return Case(id, label, 2e9, "GOP/s", "peak", list, **more)
+
+
+@pytest.mark.parametrize(
+    ("only", "expected"),
+    [
+        (None, ["C1", "C10"]),
+        ("C1", ["C1"]),
+        ("C10", ["C10"]),
+        ("avx2", ["C10"]),
+        ("s8 ->", ["C1", "C10"]),
+        ("x8", []),
+    ],
+)
+def test_only_selects_whole_words(only: str | None, expected: list[str]) -> None:
+    cases = [named("C1", "8x8x8 s8 -> s32"), named("C10", "8x8x8 s8 -> s32, on avx2")]
+    assert [case.id for case in cli.select(cases, only)] == expected
+
+
 def test_unknown_case_is_an_error() -> None:
     pytest.importorskip("octavo")
     with pytest.raises(SystemExit, match="nothing-like-this"):
-        common.main("test", lambda quick, threads: [], ["--only", "nothing-like-this", "--threads", "1"])
+        cli.main("test", lambda quick, threads: [], argv=["--only", "nothing-like-this", "--threads", "1"])
+
+
+# ---- everybody held to one ISA
+
+
+def test_a_process_is_held_by_the_whole_environment() -> None:
+    for isa, variables in held.ENVIRONMENTS.items():
+        assert held.held_isa({**variables, "HOME": "/"}) == isa
+        assert held.held_isa(dict(list(variables.items())[1:])) is None
+    assert held.held_isa({}) is None
+
+
+def test_a_peer_without_a_switch_is_left_out_of_a_held_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(name: str) -> Contender:
+        return Contender(name, lambda i: None)
+
+    for isa, free, bound in ((None, True, True), ("avx2", True, False)):
+        monkeypatch.setattr(peers, "held_isa", lambda isa=isa: isa)
+        assert (peers.peer("p", build, needs=[]).call is not None) is free
+        row = peers.peer("p", build, needs=[], can_be_held=False)
+        assert (row.call is not None) is bound
+        assert row.why_not == ("" if bound else "not held to avx2")
+
+
+def arguments(*flags: str) -> Any:
+    return cli.parse_arguments("test", True, ["--threads", "2", *flags])
+
+
+class HeldRun:
+    """Stands for the process; writes `cases`, or nothing as one that died."""
+
+    def __init__(self, returncode: int, cases: list[Any] | None) -> None:
+        self.returncode, self.cases = returncode, cases
+
+    def __call__(self, command: list[str], env: dict[str, str]) -> HeldRun:
+        self.command, self.env = command, env
+        if self.cases is not None:
+            Path(command[command.index("--json") + 1]).write_text(json.dumps({"cases": self.cases}))
+        return self
+
+
+def test_a_held_run_is_this_script_with_the_environment() -> None:
+    process = HeldRun(0, [{"id": "C10"}])
+    args = arguments("--quick", "--samples", "3", "--only", "C10", "--json", "kept.json", "--plot", "p.png")
+    assert cli.run_held("avx2", args, process) == (0, [{"id": "C10"}])
+    assert process.command[:4] == [sys.executable, sys.argv[0], "--isa", "avx2"]
+    assert "kept.json" not in process.command
+    assert process.command[6:] == ["--threads", "2", "--quick", "--samples", "3", "--only", "C10"]
+    assert held.held_isa(process.env) == "avx2"
+
+
+def test_a_held_run_that_dies_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run_held("avx2", arguments(), HeldRun(-4, None)) == (-4, [])
+    assert "held to avx2 ended with status -4" in capsys.readouterr().out
+
+
+def test_the_environment_of_a_case_reaches_the_json() -> None:
+    fake = FakeMachine()
+    case = named("C10", "work", environment={"OCTAVO_ISA": "avx2"}, operations=2e9, traffic=1e9)
+    result = common.run_case(case, fake.limits(), SETTINGS, fake.clock)
+    (written,) = common.to_json("t", {}, SETTINGS, [result])["cases"]
+    assert (written["environment"], written["operations"], written["traffic"]) == (
+        {"OCTAVO_ISA": "avx2"},
+        2e9,
+        1e9,
+    )
+
+
+class FakeCore(FakeMachine):
+    def isas_available(self) -> list[str]:
+        return ["avx2"]
+
+
+def test_held_cases_follow_the_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, ran = tmp_path / "r.json", []
+
+    def run_held(isa: str, args: Any) -> tuple[int, list[Any]]:
+        ran.append(isa)
+        return 3, [{"id": "C10"}]
+
+    monkeypatch.setattr(cli, "optional", {"octavo": object(), "octavo._core": FakeCore()}.get)
+    monkeypatch.setattr(cli, "set_threads", lambda threads: None)
+    monkeypatch.setattr(cli, "run_held", run_held)
+    status = cli.main(
+        "test",
+        lambda quick, threads: [],
+        lambda quick, threads, isa: [named("C10", f"work, on {isa}")] if isa != "avx512vnni" else [],
+        ["--json", str(path), "--threads", "1"],
+    )
+    said = capsys.readouterr().out
+    assert (status, ran) == (1, ["avx2"])
+    assert json.loads(path.read_text())["cases"] == [{"id": "C10"}]
+    assert "C10 on avxvnni: skipped" in said
+    assert "avx512vnni" not in said
+
+
+# ---- the roofline
+
+
+def run_document(fake: FakeMachine) -> dict[str, Any]:
+    sides = [fake.contender("octavo", 1.0, ours=True), fake.contender("a", 4.0), fake.contender("b", 2.0)]
+    more: dict[str, Any] = {"operations": 2e9, "traffic": 1e9}
+    cases = [
+        Case("C1", "work", 2e9, "GOP/s", "peak", lambda: sides, **more),
+        Case("C10", "held", 2e9, "GOP/s", "peak", lambda: sides, **more, environment={"OCTAVO_ISA": "avx2"}),
+        Case("C9", "no place", 2e9, "GOP/s", "peak", lambda: sides),
+        Case("C2", "no number", 2e9, "GOP/s", "peak", lambda: sides[1:], **more),
+    ]
+    results = [common.run_case(case, fake.limits(), SETTINGS, fake.clock) for case in cases]
+    facts = {"isa": "amx", "cpu": "a processor", "threads": 2}
+    document: dict[str, Any] = json.loads(json.dumps(common.to_json("t", facts, SETTINGS, results)))
+    return document
+
+
+def test_the_roofline_has_a_panel_per_isa() -> None:
+    panels = plot.panels(run_document(FakeMachine()))
+    assert {isa: [case["id"] for case in cases] for isa, cases in panels.items()} == {
+        "amx": ["C1"],
+        "avx2": ["C10"],
+    }
+    (case,) = panels["amx"]
+    peer = plot.best_peer(case)
+    assert peer is not None
+    assert peer["name"] == "b"
+    assert plot.intensity(case) == pytest.approx(2.0)
+    assert plot.gops(case, peer) == pytest.approx(1.0)
+    assert (plot.roof([case], "peak"), plot.roof([case], "read")) == (1000.0, pytest.approx(10.0))
+    assert plot.key_line(1, case).split() == ["1", "C1", "work", "2", "1", "b"]
+
+
+def test_the_roofline_is_a_picture(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    document = run_document(FakeMachine())
+    plot.roofline(document, tmp_path / "roofline.png")
+    assert (tmp_path / "roofline.png").read_bytes()[:4] == b"\x89PNG"
+    with pytest.raises(SystemExit, match="no case"):
+        plot.roofline({**document, "cases": []}, tmp_path / "none.png")
+
+
+def test_a_plot_without_matplotlib_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "optional", {"octavo": object()}.get)
+    with pytest.raises(SystemExit, match="pip install matplotlib"):
+        cli.main("t", lambda q, t: [], lambda q, t, isa: [], ["--plot", "p.png"])
