@@ -69,8 +69,8 @@ def draw_panel(axes: Any, key: Any, isa: str, cases: Sequence[Document]) -> None
     peak, read = roof(cases, "peak"), roof(cases, "read")
     if peak is not None and read is not None:
         ridge = peak / read
-        low = min(low, ridge / 4)  # some of the slope is always to be seen
-        xs = [low, ridge, high] if ridge < high else [low, high]
+        low, high = min(low, ridge / 4), max(high, ridge * 2)  # both roofs are always to be seen
+        xs = [low, ridge, high]
         axes.plot(xs, [min(peak, x * read) for x in xs], color=ROOF, lw=1.2)
         align = "left" if ridge * ridge < low * high else "right"
         axes.text(ridge, peak, f"peak {peak:,.0f} GOP/s", color=ROOF, ha=align, va="bottom", fontsize=8)
