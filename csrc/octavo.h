@@ -42,12 +42,13 @@ struct PruneKernels {
 };
 
 // What happens to the int32 accumulators of a product. Rows count from the block's first row.
-//   acc[m, n] -= row_offset[m] * colsum[n]             (int32, modulo 2^32: the true value always fits)
+//   acc[m, n] -= (offset + row_zero_point[m]) * colsum[n]   (int32, modulo 2^32: the true value always fits)
 //   y = activation((float(acc) * col_scale[n]) * row_scale[m] + bias[n]), rounded once to out_dtype
 // out_dtype i32 stores acc and reads no scale.
 struct Epilogue {
-  const int32_t* colsum;  // padded to whole panels
-  const int32_t* row_offset;
+  const int32_t* colsum;          // padded to whole panels
+  int32_t offset;                 // 128 where A holds q + 128
+  const int32_t* row_zero_point;  // or nullptr
   const float* row_scale;
   const float* col_scale;
   const float* bias;  // or nullptr

@@ -2,7 +2,7 @@
 // weight.
 //
 // Signed times signed on a u8 x s8 instruction: sum (q + 128) * w = sum q * w + 128 * colsum(w), so the epilogue takes
-// (128 + zero_point) * colsum off again (row_offset). uint8 activations are staged as they are.
+// (128 + zero_point) * colsum off again. uint8 activations are staged as they are.
 #include <algorithm>
 
 #include "../check.h"
@@ -82,7 +82,6 @@ class Product {
     int64_t first, count;
     uint8_t* a;
     float* scales;
-    int32_t* offsets;
   };
 
   // Rows are split: each thread stages a block and multiplies it by all weights. Every thread's share is cut alike, so
@@ -117,8 +116,7 @@ class Product {
 
   Staged staging(int64_t first, int64_t count, Slot slot) const {
     return {first, count, static_cast<uint8_t*>(scratch(slot, round_up(count, kRowAlign) * stride_)),
-            static_cast<float*>(scratch(Slot::row_scales, count * 4)),
-            static_cast<int32_t*>(scratch(Slot::row_offsets, count * 4))};
+            static_cast<float*>(scratch(Slot::row_scales, count * 4))};
   }
 
   void stage(const Staged& staged, int64_t begin, int64_t end) const {
@@ -126,14 +124,11 @@ class Product {
       uint8_t* row = staged.a + i * stride_;
       const int64_t source = staged.first + i;
       staged.scales[i] = 1.0f;
-      staged.offsets[i] = 128;
       if (args_.quantize_x) {
         staged.scales[i] = quantize_symmetric(args_.x, source, 0, k_, 0x80, reinterpret_cast<int8_t*>(row));
       } else {
         stage_bytes(args_, source, k_, row);
         if (args_.a_scale) staged.scales[i] = args_.a_scale[source];
-        staged.offsets[i] =
-            (args_.a_signed ? 128 : 0) + (args_.a_zero_point ? args_.a_zero_point[source] : 0);
       }
       // The weights are 0 beyond k, but what meets them should not depend on earlier calls.
       memset(row + k_, 0, static_cast<size_t>(padded_k(k_) - k_));
@@ -150,7 +145,8 @@ class Product {
         const char* packed = static_cast<const char*>(target.packed);
         Epilogue e;
         e.colsum = reinterpret_cast<const int32_t*>(packed + colsum_offset());
-        e.row_offset = staged.offsets;
+        e.offset = args_.quantize_x || args_.a_signed ? 128 : 0;
+        e.row_zero_point = args_.a_zero_point ? args_.a_zero_point + staged.first : nullptr;
         e.row_scale = staged.scales;
         e.col_scale = target.w_scale;
         e.bias = is_widened(target) ? wide_bias(first) : static_cast<const float*>(target.bias);

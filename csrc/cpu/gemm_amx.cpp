@@ -1,6 +1,8 @@
 // The product on AMX-INT8. One tdpbusd multiplies 16 rows x 64 terms of u8 by 64 terms x 16 columns of s8 in 16 cycles; a
 // packed panel holds such weight tiles as they are, one after the other.
 // Tile: 32 x 32 = four accumulator tiles, two of A, two of B: all eight. Each loaded tile is used twice.
+// Panels are taken in groups that stay in L2 while the rows go by: so 32 rows of A stay in L1, and the output is written along
+// its rows, which the processor's prefetchers follow. Down its columns, the stores took longer than the products.
 // Rows beyond m are computed from the padding of A and thrown away.
 #include "vec_avx512.h"
 
@@ -14,6 +16,7 @@ constexpr int kTileM = 2 * kTile;
 constexpr int kTileN = 2 * kTile;
 constexpr int64_t kWeightStride = kPanelN * kGroupK;
 constexpr int64_t kWeightTile = kTile * kWeightStride;
+constexpr int64_t kGroupBytes = 512 << 10;
 constexpr int kPrefetchLines = 6;  // for each step
 constexpr int64_t kSmallM = 4;     // up to here the tiles would be mostly padding
 
@@ -58,7 +61,7 @@ class TileScope {
   TileConfig before_;
 };
 
-// Two panels of weights, `steps` tiles each. `next` is prefetched meanwhile: the panels after these; beyond the end that
+// Two panels of weights, `steps` tiles each. `next` is prefetched meanwhile: the group after this one; beyond the end that
 // is harmless.
 struct Weights {
   const int8_t *low, *high;
@@ -103,37 +106,30 @@ inline void multiply_16x32(const uint8_t* a, int64_t lda, Weights b, int32_t (*o
   _tile_stored(1, out[0] + kTile, sizeof out[0]);
 }
 
-// The lines that the tile will be stored to; without it the stores wait for them.
-inline void prefetch_out(const Epilogue& e, int64_t row, int rows, int64_t column) {
-  const int64_t size = e.out_dtype == DType::f32 || e.out_dtype == DType::i32 ? 4 : 2;
-  for (int r = 0; r < rows; ++r) {
-    const char* line = static_cast<const char*>(e.out) + ((row + r) * e.out_row_stride + column) * size;
-    _mm_prefetch(line, _MM_HINT_T0);
-    if (size == 4) _mm_prefetch(line + 64, _MM_HINT_T0);
-  }
-}
-
 void gemm(const GemmBlock& g) {
   if (g.m <= kSmallM) return kGemmAvx512Vnni.gemm(g);
   const TileScope scope;
   alignas(64) int32_t out[kTileM][kTileN];
-  for (int64_t p = g.panel_begin; p < g.panel_end; p += 2) {
-    // After an odd last panel it is read twice; the second sums are not stored.
-    const int8_t* low = g.panels + p * panel_bytes(g.k);
-    Weights b = {low, p + 1 < g.panel_end ? low + panel_bytes(g.k) : low, padded_k(g.k) / kPanelK,
-                 low + 2 * panel_bytes(g.k)};
+  const int64_t bytes = panel_bytes(g.k), steps = padded_k(g.k) / kPanelK;
+  const int64_t group = kGroupBytes / (2 * bytes) > 1 ? kGroupBytes / (2 * bytes) * 2 : 2;
+  for (int64_t first = g.panel_begin; first < g.panel_end; first += group) {
+    const int64_t last = first + group < g.panel_end ? first + group : g.panel_end;
+    const int8_t* next = g.panels + last * bytes;
     for (int64_t row = 0; row < g.m; row += kTileM) {
-      const int64_t rows = g.m - row < kTileM ? g.m - row : kTileM;
+      const int rows = static_cast<int>(g.m - row < kTileM ? g.m - row : kTileM);
       const uint8_t* a = g.a + row * g.lda;
-      prefetch_out(g.epilogue, row, static_cast<int>(rows), p * kPanelN);
-      if (rows > kTile) {
-        multiply_32x32(a, g.lda, b, out);
-        b.next += b.steps * kPrefetchLines * 64;
-      } else {
-        multiply_16x32(a, g.lda, b, out);
+      for (int64_t p = first; p < last; p += 2) {
+        // After an odd last panel it is read twice; the second sums are not stored.
+        const int8_t* low = g.panels + p * bytes;
+        const Weights b = {low, p + 1 < last ? low + bytes : low, steps, next};
+        if (rows > kTile) {
+          multiply_32x32(a, g.lda, b, out);
+          next += steps * kPrefetchLines * 64;
+        } else {
+          multiply_16x32(a, g.lda, b, out);
+        }
+        finish_tile<kTileN, kTileN>(g.epilogue, column_end(g), row, rows, p * kPanelN, out[0]);
       }
-      finish_tile<kTileN, kTileN>(g.epilogue, column_end(g), row, static_cast<int>(rows), p * kPanelN,
-                                  out[0]);
     }
   }
 }

@@ -7,7 +7,7 @@
 namespace octavo {
 namespace {
 
-// Sums are taken modulo 2^32: a partial sum of u8 * s8 can pass 2^31, the final value after row_offset cannot.
+// Sums are taken modulo 2^32: a partial sum of u8 * s8 can pass 2^31, the final value cannot.
 void gemm(const GemmBlock& g) {
   const int64_t groups = (g.k + kGroupK - 1) / kGroupK;
   for (int64_t p = g.panel_begin; p < g.panel_end; ++p) {
