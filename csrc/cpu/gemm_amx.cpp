@@ -111,7 +111,7 @@ void gemm(const GemmBlock& g) {
   const TileScope scope;
   alignas(64) int32_t out[kTileM][kTileN];
   const int64_t bytes = panel_bytes(g.k), steps = padded_k(g.k) / kPanelK;
-  const int64_t group = kGroupBytes / (2 * bytes) > 1 ? kGroupBytes / (2 * bytes) * 2 : 2;
+  const int64_t pairs = kGroupBytes / (2 * bytes + 1), group = pairs > 1 ? 2 * pairs : 2;  // k may be 0
   for (int64_t first = g.panel_begin; first < g.panel_end; first += group) {
     const int64_t last = first + group < g.panel_end ? first + group : g.panel_end;
     const int8_t* next = g.panels + last * bytes;
