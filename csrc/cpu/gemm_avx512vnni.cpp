@@ -11,59 +11,75 @@ namespace octavo {
 namespace {
 
 constexpr int kTileM = 6;
-constexpr int kVectors = 4;  // panels of a tile
-constexpr int kTileN = kVectors * kLanes;
+constexpr int kTilePanels = 4;
 
-template <int kRows>
+template <int kRows, int kPanels>
 inline void tile(const GemmBlock& g, int64_t row, int64_t p) {
-  __m512i acc[kRows][kVectors];
+  __m512i acc[kRows][kPanels];
   OCTAVO_UNROLL
   for (auto& acc_row : acc) {
     OCTAVO_UNROLL
     for (auto& v : acc_row) v = _mm512_setzero_si512();
   }
   // Beyond the last panel the last one is read again; those sums are not stored.
-  const int8_t* b[kVectors];
-  for (int v = 0; v < kVectors; ++v) {
-    b[v] = g.panels + (p + v < g.panel_end ? p + v : g.panel_end - 1) * panel_bytes(g.k);
+  const int8_t* b[kPanels];
+  for (int i = 0; i < kPanels; ++i) {
+    b[i] = g.panels + (p + i < g.panel_end ? p + i : g.panel_end - 1) * panel_bytes(g.k);
   }
   const uint8_t* a = g.a + row * g.lda;
   const int64_t groups = (g.k + kGroupK - 1) / kGroupK;
   for (int64_t group = 0; group < groups; ++group, a += kGroupK) {
-    __m512i weights[kVectors];
-    OCTAVO_UNROLL
-    for (int v = 0; v < kVectors; ++v) weights[v] = _mm512_loadu_si512(b[v] + group * kPanelN * kGroupK);
+    __m512i rows[kRows];
     OCTAVO_UNROLL
     for (int r = 0; r < kRows; ++r) {
       int32_t four;
       memcpy(&four, a + r * g.lda, sizeof four);
-      const __m512i a_row = _mm512_set1_epi32(four);
+      rows[r] = _mm512_set1_epi32(four);
+    }
+    OCTAVO_UNROLL
+    for (int i = 0; i < kPanels; ++i) {
+      const __m512i weights = _mm512_loadu_si512(b[i] + group * kPanelN * kGroupK);
       OCTAVO_UNROLL
-      for (int v = 0; v < kVectors; ++v) acc[r][v] = _mm512_dpbusd_epi32(acc[r][v], a_row, weights[v]);
+      for (int r = 0; r < kRows; ++r) acc[r][i] = _mm512_dpbusd_epi32(acc[r][i], rows[r], weights);
     }
   }
-  alignas(64) int32_t sums[kRows * kTileN];
+  constexpr int kColumns = kPanels * kPanelN;
+  alignas(64) int32_t sums[kRows * kColumns];
   OCTAVO_UNROLL
   for (int r = 0; r < kRows; ++r) {
     OCTAVO_UNROLL
-    for (int v = 0; v < kVectors; ++v) {
-      settle(acc[r][v]);
-      store(sums + r * kTileN + v * kLanes, acc[r][v]);
+    for (int i = 0; i < kPanels; ++i) {
+      settle(acc[r][i]);
+      store(sums + r * kColumns + i * kPanelN, acc[r][i]);
     }
   }
-  finish_tile<kTileN, kTileN>(g.epilogue, column_end(g), row, kRows, p * kPanelN, sums);
+  finish_tile<kColumns, kColumns>(g.epilogue, column_end(g), row, kRows, p * kPanelN, sums);
+}
+
+// All rows, where they are so few that the weights' way from memory counts: the more panels are read at once, the more
+// lines are under way.
+template <int kRows, int kPanels>
+void few_rows(const GemmBlock& g) {
+  for (int64_t p = g.panel_begin; p < g.panel_end; p += kPanels) tile<kRows, kPanels>(g, 0, p);
 }
 
 void gemm(const GemmBlock& g) {
-  for (int64_t p = g.panel_begin; p < g.panel_end; p += kVectors) {
+  switch (g.m) {
+    case 1: return few_rows<1, 8>(g);
+    case 2: return few_rows<2, 8>(g);
+    case 3: return few_rows<3, 8>(g);
+    case 4: return few_rows<4, 6>(g);
+    default: break;
+  }
+  for (int64_t p = g.panel_begin; p < g.panel_end; p += kTilePanels) {
     int64_t row = 0;
-    for (; row + kTileM <= g.m; row += kTileM) tile<kTileM>(g, row, p);
+    for (; row + kTileM <= g.m; row += kTileM) tile<kTileM, kTilePanels>(g, row, p);
     switch (g.m - row) {
-      case 1: tile<1>(g, row, p); break;
-      case 2: tile<2>(g, row, p); break;
-      case 3: tile<3>(g, row, p); break;
-      case 4: tile<4>(g, row, p); break;
-      case 5: tile<5>(g, row, p); break;
+      case 1: tile<1, kTilePanels>(g, row, p); break;
+      case 2: tile<2, kTilePanels>(g, row, p); break;
+      case 3: tile<3, kTilePanels>(g, row, p); break;
+      case 4: tile<4, kTilePanels>(g, row, p); break;
+      case 5: tile<5, kTilePanels>(g, row, p); break;
       default: break;
     }
   }
