@@ -171,25 +171,20 @@ void test_gemm_kernels() {
     Bytes colsum(padded_n(s.n) * 4), panels(packed.size() - panels_offset(s.n));
     memcpy(colsum.data(), packed.as<char>() + colsum_offset(), static_cast<size_t>(colsum.size()));
     memcpy(panels.data(), packed.as<char>() + panels_offset(s.n), static_cast<size_t>(panels.size()));
-    Bytes offsets(s.m * 4), row_scale = scales(s.m), col_scale = scales(s.n);
-    for (int64_t i = 0; i < s.m; ++i) offsets.as<int32_t>()[i] = static_cast<int32_t>(random_below(256));
+    Bytes zero(s.m * 4), row_scale = scales(s.m), col_scale = scales(s.n);
+    for (int64_t i = 0; i < s.m; ++i) zero.as<int32_t>()[i] = static_cast<int32_t>(random_below(128));
     Bytes bias = floats(DType::f32, s.n, random_bits() & 1 ? Values::normal : Values::special);
 
     for (const DType out_dtype : kOuts) {
       for (const Activation activation : kActivations) {
         if (out_dtype == DType::i32 && activation != Activation::none) continue;
+        const int32_t offset = random_bits() & 1 ? 128 : 0;
+        const int32_t* zero_point = random_bits() & 1 ? zero.as<int32_t>() : nullptr;
         const int64_t stride = s.n + random_below(3);
         const int64_t out_bytes = ((s.m - 1) * stride + s.n) * bytes_of(out_dtype);
         auto run = [&](const Kernels& k, Bytes& out, int64_t panel_begin, int64_t panel_end) {
-          Epilogue e = {colsum.as<int32_t>(),
-                        offsets.as<int32_t>(),
-                        nullptr,
-                        nullptr,
-                        nullptr,
-                        activation,
-                        out.data(),
-                        out_dtype,
-                        stride};
+          Epilogue e = {colsum.as<int32_t>(), offset,     zero_point, nullptr, nullptr, nullptr,
+                        activation,           out.data(), out_dtype,  stride};
           if (out_dtype != DType::i32) {
             e.row_scale = row_scale.as<float>();
             e.col_scale = col_scale.as<float>();
@@ -205,7 +200,7 @@ void test_gemm_kernels() {
             for (int64_t column = 0; column < s.n; ++column) {
               int64_t sum = 0;
               for (int64_t i = 0; i < s.k; ++i) {
-                sum += (a.as<uint8_t>()[row * lda + i] - offsets.as<int32_t>()[row]) *
+                sum += (a.as<uint8_t>()[row * lda + i] - offset - (zero_point ? zero_point[row] : 0)) *
                        w.as<int8_t>()[column * s.k + i];
               }
               expect(expected.as<int32_t>()[row * stride + column] == sum, "scalar gemm", row, column);
@@ -214,10 +209,13 @@ void test_gemm_kernels() {
         }
         canonize(expected, out_dtype);
         for (const Kernels* k : available()) {
-          Bytes actual(out_bytes);  // panels one by one: each writes its own columns only
-          for (int64_t p = count; p-- > 0;) run(*k, actual, p, p + 1);
+          Bytes actual(out_bytes), whole(out_bytes);
+          for (int64_t p = count; p-- > 0;) run(*k, actual, p, p + 1);  // each panel writes its columns only
+          run(*k, whole, 0, count);
           canonize(actual, out_dtype);
-          expect(actual == expected, "gemm", k->isa, s.m, s.n, s.k, out_dtype, activation);
+          canonize(whole, out_dtype);
+          expect(actual == expected, "gemm by panels", k->isa, s.m, s.n, s.k, out_dtype, activation);
+          expect(whole == expected, "gemm", k->isa, s.m, s.n, s.k, out_dtype, activation);
         }
       }
     }
