@@ -18,6 +18,7 @@ constexpr int64_t kWeightStride = kPanelN * kGroupK;
 constexpr int64_t kWeightTile = kTile * kWeightStride;
 constexpr int64_t kGroupBytes = 512 << 10;
 constexpr int kPrefetchLines = 6;  // for each step
+constexpr int64_t kFewAhead = 4;   // tiles; beyond the end that is harmless
 constexpr int64_t kSmallM = 4;     // up to here the tiles would be mostly padding
 
 struct TileConfig {
@@ -70,7 +71,7 @@ struct Weights {
 };
 
 // Tiles 0 1 / 2 3 accumulate, 4 5 are rows of A, 6 7 columns of B.
-inline void multiply_32x32(const uint8_t* a, int64_t lda, Weights b, int32_t (*out)[kTileN]) {
+inline void multiply(const uint8_t* a, int64_t lda, Weights b, int32_t (*out)[kTileN]) {
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
@@ -92,18 +93,42 @@ inline void multiply_32x32(const uint8_t* a, int64_t lda, Weights b, int32_t (*o
   _tile_stored(3, out[kTile] + kTile, sizeof out[0]);
 }
 
-inline void multiply_16x32(const uint8_t* a, int64_t lda, Weights b, int32_t (*out)[kTileN]) {
-  _tile_zero(0);
-  _tile_zero(1);
-  for (int64_t step = 0; step < b.steps; ++step, a += kPanelK, b.low += kWeightTile, b.high += kWeightTile) {
-    _tile_loadd(4, a, lda);
-    _tile_loadd(6, b.low, kWeightStride);
-    _tile_dpbusd(0, 4, 6);
-    _tile_loadd(7, b.high, kWeightStride);
-    _tile_dpbusd(1, 4, 7);
+// Up to 16 rows by the panels [begin, end), four at once: for so few rows the weights' way from memory counts, and four
+// streams are faster than two.
+void few_rows(const GemmBlock& g, int64_t row, int rows, int64_t begin, int64_t end) {
+  constexpr int kPanels = 4, kColumns = kPanels * kPanelN;
+  alignas(64) int32_t out[kTile][kColumns];
+  const int64_t steps = padded_k(g.k) / kPanelK;
+  for (int64_t p = begin; p < end; p += kPanels) {
+    // Beyond the last panel the last one is read again; those sums are not stored.
+    const int8_t* b[kPanels];
+    for (int i = 0; i < kPanels; ++i) b[i] = g.panels + (p + i < end ? p + i : end - 1) * panel_bytes(g.k);
+    const uint8_t* a = g.a + row * g.lda;
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int64_t step = 0; step < steps; ++step, a += kPanelK) {
+      _tile_loadd(4, a, g.lda);
+      _tile_loadd(5, b[0] + step * kWeightTile, kWeightStride);
+      _tile_dpbusd(0, 4, 5);
+      _tile_loadd(6, b[1] + step * kWeightTile, kWeightStride);
+      _tile_dpbusd(1, 4, 6);
+      _tile_loadd(7, b[2] + step * kWeightTile, kWeightStride);
+      _tile_dpbusd(2, 4, 7);
+      _tile_loadd(5, b[3] + step * kWeightTile, kWeightStride);
+      _tile_dpbusd(3, 4, 5);
+      for (const int8_t* panel : b) {
+        const int8_t* ahead = panel + (step + kFewAhead) * kWeightTile;
+        for (int line = 0; line < kTile; ++line) _mm_prefetch(ahead + line * kWeightStride, _MM_HINT_T0);
+      }
+    }
+    _tile_stored(0, out[0], sizeof out[0]);
+    _tile_stored(1, out[0] + kTile, sizeof out[0]);
+    _tile_stored(2, out[0] + 2 * kTile, sizeof out[0]);
+    _tile_stored(3, out[0] + 3 * kTile, sizeof out[0]);
+    finish_tile<kColumns, kColumns>(g.epilogue, column_end(g), row, rows, p * kPanelN, out[0]);
   }
-  _tile_stored(0, out[0], sizeof out[0]);
-  _tile_stored(1, out[0] + kTile, sizeof out[0]);
 }
 
 void gemm(const GemmBlock& g) {
@@ -117,17 +142,15 @@ void gemm(const GemmBlock& g) {
     const int8_t* next = g.panels + last * bytes;
     for (int64_t row = 0; row < g.m; row += kTileM) {
       const int rows = static_cast<int>(g.m - row < kTileM ? g.m - row : kTileM);
-      const uint8_t* a = g.a + row * g.lda;
+      if (rows <= kTile) {
+        few_rows(g, row, rows, first, last);
+        continue;
+      }
       for (int64_t p = first; p < last; p += 2) {
         // After an odd last panel it is read twice; the second sums are not stored.
         const int8_t* low = g.panels + p * bytes;
-        const Weights b = {low, p + 1 < last ? low + bytes : low, steps, next};
-        if (rows > kTile) {
-          multiply_32x32(a, g.lda, b, out);
-          next += steps * kPrefetchLines * 64;
-        } else {
-          multiply_16x32(a, g.lda, b, out);
-        }
+        multiply(g.a + row * g.lda, g.lda, {low, p + 1 < last ? low + bytes : low, steps, next}, out);
+        next += steps * kPrefetchLines * 64;
         finish_tile<kTileN, kTileN>(g.epilogue, column_end(g), row, rows, p * kPanelN, out[0]);
       }
     }

@@ -12,6 +12,8 @@ namespace {
 
 constexpr int kTileM = 6;
 constexpr int kTilePanels = 4;
+constexpr int64_t kAhead =
+    4096;  // bytes of a panel to prefetch for few rows; beyond the end that is harmless
 
 template <int kRows, int kPanels>
 inline void tile(const GemmBlock& g, int64_t row, int64_t p) {
@@ -38,7 +40,9 @@ inline void tile(const GemmBlock& g, int64_t row, int64_t p) {
     }
     OCTAVO_UNROLL
     for (int i = 0; i < kPanels; ++i) {
-      const __m512i weights = _mm512_loadu_si512(b[i] + group * kPanelN * kGroupK);
+      const int8_t* line = b[i] + group * kPanelN * kGroupK;
+      if (kPanels > kTilePanels) _mm_prefetch(line + kAhead, _MM_HINT_T0);
+      const __m512i weights = _mm512_loadu_si512(line);
       OCTAVO_UNROLL
       for (int r = 0; r < kRows; ++r) acc[r][i] = _mm512_dpbusd_epi32(acc[r][i], rows[r], weights);
     }
