@@ -1,5 +1,4 @@
-// Packing, and the driver of every product: stage the rows of A as u8 = q + 128, then multiply by the panels of each
-// weight.
+// The driver of every product: stage the rows of A as u8 = q + 128, then multiply by the panels of each weight.
 //
 // Signed times signed on a u8 x s8 instruction: sum (q + 128) * w = sum q * w + 128 * colsum(w), so the epilogue takes
 // (128 + zero_point) * colsum off again. uint8 activations are staged as they are.
@@ -194,52 +193,6 @@ class Product {
 void linear(const LinearArgs& args, int threads) {
   const DefaultFloatEnvironment environment;
   Product(args, threads).run();
-}
-
-void pack_weight(const int8_t* w, int64_t n, int64_t k, int64_t n_stride, int64_t k_stride, void* buffer,
-                 int threads) {
-  check(k <= kMaxK, "k", "at most 131071, so that int32 sums are exact", k);
-  PackedHeader header = {};
-  header.magic = PackedHeader::kMagic;
-  header.version = PackedHeader::kVersion;
-  header.layout = PackedHeader::kDense;
-  header.isa = PackedHeader::kAnyIsa;
-  header.n = n;
-  header.k = k;
-  memcpy(buffer, &header, sizeof header);
-  auto* colsum = reinterpret_cast<int32_t*>(static_cast<char*>(buffer) + colsum_offset());
-  auto* panels = static_cast<int8_t*>(buffer) + panels_offset(n);
-  auto body = [&](int64_t begin, int64_t end) {
-    for (int64_t p = begin; p < end; ++p) {
-      int8_t* panel = panels + p * panel_bytes(k);
-      memset(panel, 0, static_cast<size_t>(panel_bytes(k)));
-      for (int64_t c = 0; c < kPanelN; ++c) {
-        const int64_t column = p * kPanelN + c;
-        int32_t sum = 0;
-        if (column < n) {
-          const int8_t* source = w + column * n_stride;
-          int8_t* target = panel + c * kGroupK;
-          for (int64_t i = 0; i < k; ++i) {
-            const int8_t v = source[i * k_stride];
-            target[i / kGroupK * (kPanelN * kGroupK) + i % kGroupK] = v;
-            sum += v;
-          }
-        }
-        colsum[column] = sum;
-      }
-    }
-  };
-  parallel_for(padded_n(n) / kPanelN, (int64_t{1} << 18) / (panel_bytes(k) + 1) + 1, threads, body);
-}
-
-void unpack_weight(const void* buffer, int64_t n, int64_t k, int8_t* w, int threads) {
-  const int8_t* panels = static_cast<const int8_t*>(buffer) + panels_offset(n);
-  auto body = [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      for (int64_t i = 0; i < k; ++i) w[row * k + i] = panels[dense_offset(row, i, padded_k(k))];
-    }
-  };
-  parallel_for(n, (int64_t{1} << 16) / (k + 1) + 1, threads, body);
 }
 
 }  // namespace octavo

@@ -12,8 +12,7 @@ namespace {
 
 constexpr int kTileM = 6;
 constexpr int kTilePanels = 4;
-constexpr int64_t kAhead =
-    4096;  // bytes of a panel to prefetch for few rows; beyond the end that is harmless
+constexpr int64_t kAhead = 4096;  // bytes to prefetch for few rows; harmless beyond the end
 
 template <int kRows, int kPanels>
 inline void tile(const GemmBlock& g, int64_t row, int64_t p) {
