@@ -1,12 +1,11 @@
 // The product on AMX-INT8. One tdpbusd multiplies 16 rows x 64 terms of u8 by 64 terms x 16 columns of s8 in 16 cycles; a
 // packed panel holds such weight tiles as they are, one after the other.
 // Tile: 32 x 32 = four accumulator tiles, two of A, two of B: all eight. Each loaded tile is used twice.
-// Panels are taken in groups that stay in L2 while the rows go by: so 32 rows of A stay in L1, and the output is written along
-// its rows, which the processor's prefetchers follow. Down its columns, the stores took longer than the products.
 // Rows beyond m are computed from the padding of A and thrown away.
 #include "vec_avx512.h"
 
 #include "epilogue.inl"
+#include "tiles.inl"
 
 namespace octavo {
 namespace {
@@ -16,7 +15,6 @@ constexpr int kTileM = 2 * kTile;
 constexpr int kTileN = 2 * kTile;
 constexpr int64_t kWeightStride = kPanelN * kGroupK;
 constexpr int64_t kWeightTile = kTile * kWeightStride;
-constexpr int64_t kGroupBytes = 512 << 10;
 constexpr int kPrefetchLines = 6;  // for each step
 constexpr int64_t kFewAhead = 4;   // tiles; beyond the end that is harmless
 constexpr int64_t kSmallM = 4;     // up to here the tiles would be mostly padding
@@ -136,7 +134,7 @@ void gemm(const GemmBlock& g) {
   const TileScope scope;
   alignas(64) int32_t out[kTileM][kTileN];
   const int64_t bytes = panel_bytes(g.k), steps = padded_k(g.k) / kPanelK;
-  const int64_t pairs = kGroupBytes / (2 * bytes + 1), group = pairs > 1 ? 2 * pairs : 2;  // k may be 0
+  const int64_t group = group_of_panels<2>(g.k);
   for (int64_t first = g.panel_begin; first < g.panel_end; first += group) {
     const int64_t last = first + group < g.panel_end ? first + group : g.panel_end;
     const int8_t* next = g.panels + last * bytes;

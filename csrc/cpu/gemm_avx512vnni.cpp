@@ -5,86 +5,74 @@
 #include "vec_avx512.h"
 
 #include "epilogue.inl"
+#include "tiles.inl"
 #include "unroll.h"
 
 namespace octavo {
 namespace {
 
 constexpr int kTileM = 6;
-constexpr int kTilePanels = 4;
+constexpr int kPanelsOf6 = 4;     // panels of a tile of 6 rows
 constexpr int64_t kAhead = 4096;  // bytes to prefetch for few rows; harmless beyond the end
 
-template <int kRows, int kPanels>
-inline void tile(const GemmBlock& g, int64_t row, int64_t p) {
-  __m512i acc[kRows][kPanels];
-  OCTAVO_UNROLL
-  for (auto& acc_row : acc) {
+template <int kTilePanels>
+struct Tile {
+  static constexpr int kPanels = kTilePanels;
+
+  template <int kRows>
+  static void run(const GemmBlock& g, int64_t row, int64_t p) {
+    __m512i acc[kRows][kPanels];
     OCTAVO_UNROLL
-    for (auto& v : acc_row) v = _mm512_setzero_si512();
-  }
-  // Beyond the last panel the last one is read again; those sums are not stored.
-  const int8_t* b[kPanels];
-  for (int i = 0; i < kPanels; ++i) {
-    b[i] = g.panels + (p + i < g.panel_end ? p + i : g.panel_end - 1) * panel_bytes(g.k);
-  }
-  const uint8_t* a = g.a + row * g.lda;
-  const int64_t groups = (g.k + kGroupK - 1) / kGroupK;
-  for (int64_t group = 0; group < groups; ++group, a += kGroupK) {
-    __m512i rows[kRows];
+    for (auto& acc_row : acc) {
+      OCTAVO_UNROLL
+      for (auto& v : acc_row) v = _mm512_setzero_si512();
+    }
+    // Beyond the last panel the last one is read again; those sums are not stored.
+    const int8_t* b[kPanels];
+    for (int i = 0; i < kPanels; ++i) {
+      b[i] = g.panels + (p + i < g.panel_end ? p + i : g.panel_end - 1) * panel_bytes(g.k);
+    }
+    const uint8_t* a = g.a + row * g.lda;
+    const int64_t groups = (g.k + kGroupK - 1) / kGroupK;
+    for (int64_t group = 0; group < groups; ++group, a += kGroupK) {
+      __m512i rows[kRows];
+      OCTAVO_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        int32_t four;
+        memcpy(&four, a + r * g.lda, sizeof four);
+        rows[r] = _mm512_set1_epi32(four);
+      }
+      OCTAVO_UNROLL
+      for (int i = 0; i < kPanels; ++i) {
+        const int8_t* line = b[i] + group * kPanelN * kGroupK;
+        if (kPanels > kPanelsOf6) _mm_prefetch(line + kAhead, _MM_HINT_T0);
+        const __m512i weights = _mm512_loadu_si512(line);
+        OCTAVO_UNROLL
+        for (int r = 0; r < kRows; ++r) acc[r][i] = _mm512_dpbusd_epi32(acc[r][i], rows[r], weights);
+      }
+    }
+    constexpr int kColumns = kPanels * kPanelN;
+    alignas(64) int32_t sums[kRows * kColumns];
     OCTAVO_UNROLL
     for (int r = 0; r < kRows; ++r) {
-      int32_t four;
-      memcpy(&four, a + r * g.lda, sizeof four);
-      rows[r] = _mm512_set1_epi32(four);
-    }
-    OCTAVO_UNROLL
-    for (int i = 0; i < kPanels; ++i) {
-      const int8_t* line = b[i] + group * kPanelN * kGroupK;
-      if (kPanels > kTilePanels) _mm_prefetch(line + kAhead, _MM_HINT_T0);
-      const __m512i weights = _mm512_loadu_si512(line);
       OCTAVO_UNROLL
-      for (int r = 0; r < kRows; ++r) acc[r][i] = _mm512_dpbusd_epi32(acc[r][i], rows[r], weights);
+      for (int i = 0; i < kPanels; ++i) {
+        settle(acc[r][i]);
+        store(sums + r * kColumns + i * kPanelN, acc[r][i]);
+      }
     }
+    finish_tile<kColumns, kColumns>(g.epilogue, column_end(g), row, kRows, p * kPanelN, sums);
   }
-  constexpr int kColumns = kPanels * kPanelN;
-  alignas(64) int32_t sums[kRows * kColumns];
-  OCTAVO_UNROLL
-  for (int r = 0; r < kRows; ++r) {
-    OCTAVO_UNROLL
-    for (int i = 0; i < kPanels; ++i) {
-      settle(acc[r][i]);
-      store(sums + r * kColumns + i * kPanelN, acc[r][i]);
-    }
-  }
-  finish_tile<kColumns, kColumns>(g.epilogue, column_end(g), row, kRows, p * kPanelN, sums);
-}
-
-// All rows, where they are so few that the weights' way from memory counts: the more panels are read at once, the more
-// lines are under way.
-template <int kRows, int kPanels>
-void few_rows(const GemmBlock& g) {
-  for (int64_t p = g.panel_begin; p < g.panel_end; p += kPanels) tile<kRows, kPanels>(g, 0, p);
-}
+};
 
 void gemm(const GemmBlock& g) {
+  // For few rows the weights' way from memory counts: the more panels are read at once, the more lines are under way.
   switch (g.m) {
-    case 1: return few_rows<1, 8>(g);
-    case 2: return few_rows<2, 8>(g);
-    case 3: return few_rows<3, 8>(g);
-    case 4: return few_rows<4, 6>(g);
-    default: break;
-  }
-  for (int64_t p = g.panel_begin; p < g.panel_end; p += kTilePanels) {
-    int64_t row = 0;
-    for (; row + kTileM <= g.m; row += kTileM) tile<kTileM, kTilePanels>(g, row, p);
-    switch (g.m - row) {
-      case 1: tile<1, kTilePanels>(g, row, p); break;
-      case 2: tile<2, kTilePanels>(g, row, p); break;
-      case 3: tile<3, kTilePanels>(g, row, p); break;
-      case 4: tile<4, kTilePanels>(g, row, p); break;
-      case 5: tile<5, kTilePanels>(g, row, p); break;
-      default: break;
-    }
+    case 1: return tiles_of_rows<Tile<8>, 1>(g, 0, g.panel_begin, g.panel_end);
+    case 2: return tiles_of_rows<Tile<8>, 2>(g, 0, g.panel_begin, g.panel_end);
+    case 3: return tiles_of_rows<Tile<8>, 3>(g, 0, g.panel_begin, g.panel_end);
+    case 4: return tiles_of_rows<Tile<6>, 4>(g, 0, g.panel_begin, g.panel_end);
+    default: return for_tiles_of_6_rows<Tile<kPanelsOf6>>(g);
   }
 }
 

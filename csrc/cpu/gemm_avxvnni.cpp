@@ -4,6 +4,7 @@
 #include "vec_avx2.h"
 
 #include "epilogue.inl"
+#include "tiles.inl"
 #include "unroll.h"
 
 namespace octavo {
@@ -13,52 +14,42 @@ constexpr int kTileM = 6;
 constexpr int kTileN = 2 * kLanes;
 static_assert(kTileN == kPanelN, "a tile is as wide as a panel");
 
-template <int kRows>
-inline void tile(const GemmBlock& g, int64_t row, int64_t column, const int8_t* b) {
-  __m256i low[kRows], high[kRows];
-  OCTAVO_UNROLL
-  for (int r = 0; r < kRows; ++r) low[r] = high[r] = _mm256_setzero_si256();
-  const uint8_t* a = g.a + row * g.lda;
-  const int64_t groups = (g.k + kGroupK - 1) / kGroupK;
-  for (int64_t group = 0; group < groups; ++group, a += kGroupK, b += kPanelN * kGroupK) {
-    const __m256i b_low = load(reinterpret_cast<const int32_t*>(b));
-    const __m256i b_high = load(reinterpret_cast<const int32_t*>(b) + kLanes);
+struct Tile {
+  static constexpr int kPanels = 1;
+
+  template <int kRows>
+  static void run(const GemmBlock& g, int64_t row, int64_t p) {
+    __m256i low[kRows], high[kRows];
+    OCTAVO_UNROLL
+    for (int r = 0; r < kRows; ++r) low[r] = high[r] = _mm256_setzero_si256();
+    const uint8_t* a = g.a + row * g.lda;
+    const int8_t* b = g.panels + p * panel_bytes(g.k);
+    const int64_t groups = (g.k + kGroupK - 1) / kGroupK;
+    for (int64_t group = 0; group < groups; ++group, a += kGroupK, b += kPanelN * kGroupK) {
+      const __m256i b_low = load(reinterpret_cast<const int32_t*>(b));
+      const __m256i b_high = load(reinterpret_cast<const int32_t*>(b) + kLanes);
+      OCTAVO_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        int32_t four;
+        memcpy(&four, a + r * g.lda, sizeof four);
+        const __m256i a_row = set1(four);
+        low[r] = _mm256_dpbusd_avx_epi32(low[r], a_row, b_low);
+        high[r] = _mm256_dpbusd_avx_epi32(high[r], a_row, b_high);
+      }
+    }
+    int32_t acc[kRows * kTileN];
     OCTAVO_UNROLL
     for (int r = 0; r < kRows; ++r) {
-      int32_t four;
-      memcpy(&four, a + r * g.lda, sizeof four);
-      const __m256i a_row = set1(four);
-      low[r] = _mm256_dpbusd_avx_epi32(low[r], a_row, b_low);
-      high[r] = _mm256_dpbusd_avx_epi32(high[r], a_row, b_high);
+      settle(low[r]);
+      settle(high[r]);
+      store(acc + r * kTileN, low[r]);
+      store(acc + r * kTileN + kLanes, high[r]);
     }
+    finish_tile<kTileN, kTileN>(g.epilogue, column_end(g), row, kRows, p * kPanelN, acc);
   }
-  int32_t acc[kRows * kTileN];
-  OCTAVO_UNROLL
-  for (int r = 0; r < kRows; ++r) {
-    settle(low[r]);
-    settle(high[r]);
-    store(acc + r * kTileN, low[r]);
-    store(acc + r * kTileN + kLanes, high[r]);
-  }
-  finish_tile<kTileN, kTileN>(g.epilogue, column_end(g), row, kRows, column, acc);
-}
+};
 
-void gemm(const GemmBlock& g) {
-  for (int64_t p = g.panel_begin; p < g.panel_end; ++p) {
-    const int8_t* b = g.panels + p * panel_bytes(g.k);
-    const int64_t column = p * kPanelN;
-    int64_t row = 0;
-    for (; row + kTileM <= g.m; row += kTileM) tile<kTileM>(g, row, column, b);
-    switch (g.m - row) {
-      case 1: tile<1>(g, row, column, b); break;
-      case 2: tile<2>(g, row, column, b); break;
-      case 3: tile<3>(g, row, column, b); break;
-      case 4: tile<4>(g, row, column, b); break;
-      case 5: tile<5>(g, row, column, b); break;
-      default: break;
-    }
-  }
-}
+void gemm(const GemmBlock& g) { for_tiles_of_6_rows<Tile>(g); }
 
 int64_t peak(int64_t iterations) {
   constexpr int kChains = 12;
