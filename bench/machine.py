@@ -105,7 +105,7 @@ class Limits:
 
     def __init__(self, core: Any, threads: int, clock: Clock, nbytes: int | None = None) -> None:
         self.core, self.threads, self.clock = core, threads, clock
-        self.nbytes = nbytes or max(512 << 20, 4 * llc_bytes())
+        self.nbytes = nbytes or max(512 << 20, 4 * llc_bytes()) >> 20 << 20  # whole pieces of the probes
         self._buffers: tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]] | None = None
 
     def sample(self, name: str) -> float | None:

@@ -143,7 +143,8 @@ const Runtime* runtime() {
   }
   if (!found) found = open_runtime("libgomp.so.1", RTLD_LAZY | RTLD_LOCAL);
   current_runtime.store(found, std::memory_order_release);
-  scanned_loads.store(library_loads(), std::memory_order_release);
+  scanned_loads.store(loads,
+                      std::memory_order_release);  // as of before the scan: our own dlopen costs one more
   return found;
 }
 
@@ -249,7 +250,7 @@ ThreadsInfo threads_info() {
 namespace {
 
 struct Scratch {
-  static constexpr int kSlots = 5;
+  static constexpr int kSlots = 3;
   void* memory[kSlots] = {};
   int64_t bytes[kSlots] = {};
   ~Scratch() {

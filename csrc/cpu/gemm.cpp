@@ -16,11 +16,11 @@ constexpr double kSerialWork = 1 << 24;  // below it a second thread does not pa
 constexpr double kReadWork = 64;         // multiply-adds in the time that reading a weight takes
 constexpr int64_t kRowAlign = 16;        // GemmBlock: A is readable in whole AMX tiles
 constexpr int64_t kBlockRows = 192;      // rows staged at a time: 192 * k bytes, in L2 for k up to 10,000
-constexpr int64_t kStripPanels = 4;      // the widest tile: what a weight is split into
+constexpr int64_t kStripPanels = 4;      // what a weight is split into
 constexpr int64_t kStripColumns = kStripPanels * kPanelN;
 constexpr int64_t kTallRows = 48;  // rows for each thread from which splitting them pays
 
-// A line of padding where k is a multiple of 128: rows a power of two apart would share few cache sets.
+// A line of padding where the padded k is a multiple of 128: rows a power of two apart would share few cache sets.
 int64_t staged_stride(int64_t k) {
   const int64_t padded = padded_k(k);
   return padded / kPanelK % 2 == 0 ? padded + kPanelK : padded;
@@ -60,7 +60,7 @@ class Product {
 
   void run() {
     if (args_.m == 0 || strips_ == 0) return;
-    if (args_.m >= kTallRows * threads_) {
+    if (args_.m >= kTallRows * std::min<int64_t>(threads_, strips_)) {
       run_tall();
     } else {
       run_wide();
@@ -96,7 +96,7 @@ class Product {
         const int64_t share_end = std::min((block / blocks + 1) * share, args_.m);
         const int64_t count = std::min(rows, share_end - first);
         if (count <= 0) continue;
-        const Staged staged = staging(first, count, Slot::rows);
+        const Staged staged = staging(first, count);
         stage(staged, 0, count);
         multiply(staged, 0, strips_);
       }
@@ -106,15 +106,15 @@ class Product {
 
   // Few rows: they are staged once, then the strips of all weights are split.
   void run_wide() {
-    const Staged staged = staging(0, args_.m, Slot::shared_rows);
+    const Staged staged = staging(0, args_.m);
     auto rows = [&](int64_t begin, int64_t end) { stage(staged, begin, end); };
     parallel_for(args_.m, (int64_t{1} << 15) / (k_ + 1) + 1, threads_, rows);
     auto strips = [&](int64_t begin, int64_t end) { multiply(staged, begin, end); };
     parallel_for(strips_, 1, threads_, strips);
   }
 
-  Staged staging(int64_t first, int64_t count, Slot slot) const {
-    return {first, count, static_cast<uint8_t*>(scratch(slot, round_up(count, kRowAlign) * stride_)),
+  Staged staging(int64_t first, int64_t count) const {
+    return {first, count, static_cast<uint8_t*>(scratch(Slot::rows, round_up(count, kRowAlign) * stride_)),
             static_cast<float*>(scratch(Slot::row_scales, count * 4))};
   }
 

@@ -16,8 +16,8 @@ constexpr int kTileN = 2 * kTile;
 constexpr int64_t kWeightStride = kPanelN * kGroupK;
 constexpr int64_t kWeightTile = kTile * kWeightStride;
 constexpr int kPrefetchLines = 6;  // for each step
-constexpr int64_t kFewAhead = 4;   // tiles; beyond the end that is harmless
-constexpr int64_t kSmallM = 4;     // up to here the tiles would be mostly padding
+constexpr int64_t kFewAhead = 8;   // tiles; beyond the end that is harmless
+constexpr int64_t kSmallM = 4;     // up to here AVX-512 has eight panels under way at once
 
 struct TileConfig {
   uint8_t palette, start_row, reserved[14];
@@ -60,7 +60,7 @@ class TileScope {
   TileConfig before_;
 };
 
-// Two panels of weights, `steps` tiles each. `next` is prefetched meanwhile: the group after this one; beyond the end that
+// Two panels of weights, `steps` tiles each. `next` is prefetched meanwhile: the span after this one; beyond the end that
 // is harmless.
 struct Weights {
   const int8_t *low, *high;
@@ -116,9 +116,11 @@ void few_rows(const GemmBlock& g, int64_t row, int rows, int64_t begin, int64_t 
       _tile_dpbusd(2, 4, 7);
       _tile_loadd(5, b[3] + step * kWeightTile, kWeightStride);
       _tile_dpbusd(3, 4, 5);
+      const int64_t ahead =
+          step + kFewAhead < steps ? 0 : (kPanels - 1) * panel_bytes(g.k);  // of the next four
       for (const int8_t* panel : b) {
-        const int8_t* ahead = panel + (step + kFewAhead) * kWeightTile;
-        for (int line = 0; line < kTile; ++line) _mm_prefetch(ahead + line * kWeightStride, _MM_HINT_T0);
+        const int8_t* tile = panel + (step + kFewAhead) * kWeightTile + ahead;
+        for (int line = 0; line < kTile; ++line) _mm_prefetch(tile + line * kWeightStride, _MM_HINT_T0);
       }
     }
     _tile_stored(0, out[0], sizeof out[0]);
@@ -132,12 +134,14 @@ void few_rows(const GemmBlock& g, int64_t row, int rows, int64_t begin, int64_t 
 void gemm(const GemmBlock& g) {
   if (g.m <= kSmallM) return kGemmAvx512Vnni.gemm(g);
   const TileScope scope;
+  if (g.m <= kTile) return few_rows(g, 0, static_cast<int>(g.m), g.panel_begin, g.panel_end);
   alignas(64) int32_t out[kTileM][kTileN];
   const int64_t bytes = panel_bytes(g.k), steps = padded_k(g.k) / kPanelK;
-  const int64_t group = group_of_panels<2>(g.k);
-  for (int64_t first = g.panel_begin; first < g.panel_end; first += group) {
-    const int64_t last = first + group < g.panel_end ? first + group : g.panel_end;
+  const int64_t span = span_of_panels<4>(g.k);
+  for (int64_t first = g.panel_begin; first < g.panel_end; first += span) {
+    const int64_t last = first + span < g.panel_end ? first + span : g.panel_end;
     const int8_t* next = g.panels + last * bytes;
+    const int8_t* const next_end = next + span * bytes;
     for (int64_t row = 0; row < g.m; row += kTileM) {
       const int rows = static_cast<int>(g.m - row < kTileM ? g.m - row : kTileM);
       if (rows <= kTile) {
@@ -147,7 +151,8 @@ void gemm(const GemmBlock& g) {
       for (int64_t p = first; p < last; p += 2) {
         // After an odd last panel it is read twice; the second sums are not stored.
         const int8_t* low = g.panels + p * bytes;
-        multiply(g.a + row * g.lda, g.lda, {low, p + 1 < last ? low + bytes : low, steps, next}, out);
+        const int8_t* high = p + 1 < last ? low + bytes : low;
+        multiply(g.a + row * g.lda, g.lda, {low, high, steps, next < next_end ? next : low}, out);
         next += steps * kPrefetchLines * 64;
         finish_tile<kTileN, kTileN>(g.epilogue, column_end(g), row, rows, p * kPanelN, out[0]);
       }

@@ -1,6 +1,6 @@
 // The product on AVX-512 with VNNI. vpdpbusd multiplies u8 by s8 and adds four products to each int32 lane, modulo 2^32
 // and without saturation.
-// Tile: 6 rows x 64 columns = 24 accumulators, 4 vectors of weights, 1 broadcast: 29 of 32 registers. Four loads and six
+// Tile: 6 rows x 64 columns = 24 accumulators, 6 broadcasts, 1 vector of weights: 31 of 32 registers. Four loads and six
 // broadcasts feed 24 multiply-adds, and 24 independent chains hide the latency of 4 or 5 cycles.
 #include "vec_avx512.h"
 
@@ -12,8 +12,9 @@ namespace octavo {
 namespace {
 
 constexpr int kTileM = 6;
-constexpr int kPanelsOf6 = 4;     // panels of a tile of 6 rows
-constexpr int64_t kAhead = 4096;  // bytes to prefetch for few rows; harmless beyond the end
+constexpr int kPanelsOf6 = 4;  // panels of a tile of 6 rows
+constexpr int64_t kLine = kPanelN * kGroupK;
+constexpr int64_t kAhead = 64 * kLine;  // of each panel is prefetched; harmless beyond the end
 
 template <int kTilePanels>
 struct Tile {
@@ -34,7 +35,9 @@ struct Tile {
     }
     const uint8_t* a = g.a + row * g.lda;
     const int64_t groups = (g.k + kGroupK - 1) / kGroupK;
+    int64_t ahead = kAhead;
     for (int64_t group = 0; group < groups; ++group, a += kGroupK) {
+      if (group == groups - kAhead / kLine) ahead += (kPanels - 1) * panel_bytes(g.k);  // on to the next tile
       __m512i rows[kRows];
       OCTAVO_UNROLL
       for (int r = 0; r < kRows; ++r) {
@@ -44,8 +47,8 @@ struct Tile {
       }
       OCTAVO_UNROLL
       for (int i = 0; i < kPanels; ++i) {
-        const int8_t* line = b[i] + group * kPanelN * kGroupK;
-        if (kPanels > kPanelsOf6) _mm_prefetch(line + kAhead, _MM_HINT_T0);
+        const int8_t* line = b[i] + group * kLine;
+        _mm_prefetch(line + ahead, _MM_HINT_T0);
         const __m512i weights = _mm512_loadu_si512(line);
         OCTAVO_UNROLL
         for (int r = 0; r < kRows; ++r) acc[r][i] = _mm512_dpbusd_epi32(acc[r][i], rows[r], weights);

@@ -17,11 +17,10 @@ double seconds() {
 
 double probe_peak(double milliseconds, int threads) {
   const GemmKernels& gemm = *kernels().gemm;
-  if (threads < 1) threads = 1;
+  threads = threads < 1 ? 1 : threads > 256 ? 256 : threads;
   int64_t iterations = 1024;
   for (;;) {
     int64_t done[256] = {};
-    if (threads > 256) threads = 256;
     auto body = [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; ++t) done[t] = gemm.peak(iterations);
     };

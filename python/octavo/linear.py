@@ -26,6 +26,7 @@ from .arrays import (
     float_code,
     is_number,
     kind_of,
+    mark_written,
     needs_dispatcher,
     plain_address,
     pointer,
@@ -180,8 +181,8 @@ def _int8_linear(
     """int8_linear, without torch's dispatcher; weight: also a packed buffer or int8 [N, K], with scale."""
     packed = type(weight) is PackedWeight
     operands = weight.operands if packed else _operand(weight, weight_scale)
-    if out_dtype is None and out is None and backends.native and (packed or weight.ndim == 1):
-        result = _tiny_int8_linear(x, operands, bias, activation)
+    if out_dtype is None and backends.native and (packed or weight.ndim == 1):
+        result = _tiny_int8_linear(x, operands, bias, activation, out)
         if result is not None:
             return result
     n, k, weight, weight_scale = operands
@@ -233,7 +234,11 @@ def _int8_linear(
 
 
 def _tiny_int8_linear(
-    x: Array, operands: tuple[int, int, Array, Array | None], bias: Array | None, activation: str | None
+    x: Array,
+    operands: tuple[int, int, Array, Array | None],
+    bias: Array | None,
+    activation: str | None,
+    out: Array | None = None,
 ) -> Array:
     """What _int8_linear does for contiguous [M, K] of the usual dtypes, or None where it is anything else.
 
@@ -252,19 +257,34 @@ def _tiny_int8_linear(
         bias_code = FLOAT_CODES.get(bias.dtype, -1) if bias_address else -1
         if bias_code < 0 or bias.shape != (n,):
             return None
+    rows = shape[0]
     if type(x) is np.ndarray:
         at = _core.address
-        result = np.empty((shape[0], n), x.dtype)
+        result = np.empty((rows, n), x.dtype) if out is None else out
         weight_address, scale_address, address = at(buffer), at(scale), at(result)
     elif buffer.is_cpu:
-        result = x.new_empty((shape[0], n))
+        result = x.new_empty((rows, n)) if out is None else out
         weight_address, scale_address, address = buffer.data_ptr(), scale.data_ptr(), result.data_ptr()
     else:
         return None
+    if out is not None:
+        if out.dtype != x.dtype or out.shape != (rows, n) or not plain_address(out, buffer):
+            return None
+        if not (out.flags.writeable if type(x) is np.ndarray else not out.requires_grad):
+            return None
+        end = address + rows * n * x.itemsize
+        bias_end = bias_address if bias is None else bias_address + n * bias.itemsize
+        if (
+            (x_address < end and address < x_address + rows * k * x.itemsize)
+            or (weight_address < end and address < weight_address + buffer.shape[0])
+            or (scale_address < end and address < scale_address + 4 * n)
+            or (bias_address < end and address < bias_end)
+        ):
+            return None
     _core.int8_linear(
         x_address,
         code,
-        shape[0],
+        rows,
         n,
         k,
         k,
@@ -280,6 +300,8 @@ def _tiny_int8_linear(
         n,
         backends.get_num_threads(),
     )
+    if out is not None:
+        mark_written(out)
     return result
 
 
