@@ -30,11 +30,17 @@ int64_t staged_stride(int64_t k) {
 void stage_bytes(const LinearArgs& args, int64_t row, int64_t k, uint8_t* out) {
   const auto* a = static_cast<const uint8_t*>(args.a) + row * args.a_row_stride;
   const uint8_t flip = args.a_signed ? 0x80 : 0;
+  int64_t i = 0;
   if (args.a_col_stride == 1) {
-    for (int64_t i = 0; i < k; ++i) out[i] = a[i] ^ flip;
-  } else {
-    for (int64_t i = 0; i < k; ++i) out[i] = a[i * args.a_col_stride] ^ flip;
+    const uint64_t flips = flip * uint64_t{0x0101010101010101};
+    for (; i + 8 <= k; i += 8) {
+      uint64_t eight;
+      memcpy(&eight, a + i, sizeof eight);
+      eight ^= flips;
+      memcpy(out + i, &eight, sizeof eight);
+    }
   }
+  for (; i < k; ++i) out[i] = a[i * args.a_col_stride] ^ flip;
 }
 
 int64_t strips_of(int64_t n) { return (n + kStripColumns - 1) / kStripColumns; }

@@ -1,6 +1,7 @@
 // Quantize and dequantize over the vector words of the vec_*.h included before. Each source vector is read once per pass;
 // the second pass of a row hits the cache.
 #include "../octavo.h"
+#include "unroll.h"
 
 namespace octavo {
 namespace {
@@ -57,9 +58,14 @@ template <class T>
 void quantize_bounded_to(const T* x, int64_t n, float inv, uint8_t flip, int8_t* q) {
   const F32 vinv = set1(inv);
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) store_i8(q + i, to_i32(mul(load(x + i), vinv)), flip);
-  if (i < n) {
-    const int lanes = static_cast<int>(n - i);
+  for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
+    I32 v[4];
+    OCTAVO_UNROLL
+    for (int part = 0; part < 4; ++part) v[part] = to_i32(mul(load(x + i + part * kLanes), vinv));
+    store_i8_4(q + i, v, flip);
+  }
+  for (; i < n; i += kLanes) {
+    const int lanes = n - i < kLanes ? static_cast<int>(n - i) : kLanes;
     store_i8_n(q + i, to_i32(mul(load_n(x + i, lanes), vinv)), flip, lanes);
   }
 }

@@ -94,6 +94,13 @@ inline void store_n(T* p, V v, int n) {
   store(lanes, v);
   memcpy(p, lanes, static_cast<size_t>(n) * sizeof(T));
 }
+inline void store_i8_4(int8_t* p, const I32 (&v)[4], uint8_t flip) {
+  // Packing works on 128-bit lanes and leaves four bytes of each vector in each of them.
+  const __m256i lanes = _mm256_packs_epi16(_mm256_packs_epi32(v[0], v[1]), _mm256_packs_epi32(v[2], v[3]));
+  const __m256i bytes = _mm256_permutevar8x32_epi32(lanes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm256_xor_si256(bytes, _mm256_set1_epi8(static_cast<char>(flip))));
+}
 inline void store_i8_n(int8_t* p, I32 v, uint8_t flip, int n) {
   int8_t lanes[kLanes];
   store_i8(lanes, v, flip);

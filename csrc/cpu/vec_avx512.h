@@ -82,6 +82,13 @@ inline void store_i8_n(int8_t* p, I32 v, uint8_t flip, int n) {
   _mm_mask_storeu_epi8(p, first_lanes(n), bytes);
 }
 inline void store_i8(int8_t* p, I32 v, uint8_t flip) { store_i8_n(p, v, flip, kLanes); }
+inline void store_i8_4(int8_t* p, const I32 (&v)[4], uint8_t flip) {
+  // Packing works on 128-bit lanes and leaves four bytes of each vector in each of them.
+  const __m512i lanes = _mm512_packs_epi16(_mm512_packs_epi32(v[0], v[1]), _mm512_packs_epi32(v[2], v[3]));
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const __m512i bytes = _mm512_permutexvar_epi32(order, lanes);
+  _mm512_storeu_si512(p, _mm512_xor_si512(bytes, _mm512_set1_epi8(static_cast<char>(flip))));
+}
 inline void store_mask_n(bool* p, Mask v, int n) {
   _mm_mask_storeu_epi8(p, first_lanes(n), _mm_maskz_set1_epi8(v, 1));
 }

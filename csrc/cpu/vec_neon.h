@@ -101,6 +101,12 @@ inline void store_n(T* p, V v, int n) {
   store(lanes, v);
   memcpy(p, lanes, static_cast<size_t>(n) * sizeof(T));
 }
+inline void store_i8_4(int8_t* p, const I32 (&v)[4], uint8_t flip) {
+  const int16x8_t low = vcombine_s16(vmovn_s32(v[0]), vmovn_s32(v[1]));
+  const int16x8_t high = vcombine_s16(vmovn_s32(v[2]), vmovn_s32(v[3]));
+  const uint8x16_t bytes = vreinterpretq_u8_s8(vcombine_s8(vmovn_s16(low), vmovn_s16(high)));
+  vst1q_u8(reinterpret_cast<uint8_t*>(p), veorq_u8(bytes, vdupq_n_u8(flip)));
+}
 inline void store_i8_n(int8_t* p, I32 v, uint8_t flip, int n) {
   int8_t lanes[kLanes];
   store_i8(lanes, v, flip);

@@ -65,6 +65,9 @@ inline void store_mask_n(bool* p, Mask v, int) { *p = v; }
 inline void store_i8(int8_t* p, I32 v, uint8_t flip) {
   *p = static_cast<int8_t>(static_cast<uint8_t>(v) ^ flip);
 }
+inline void store_i8_4(int8_t* p, const I32 (&v)[4], uint8_t flip) {  // four vectors in a row
+  for (int i = 0; i < 4; ++i) store_i8(p + i, v[i], flip);
+}
 inline void store_i8_n(int8_t* p, I32 v, uint8_t flip, int) { store_i8(p, v, flip); }
 
 inline F32 add(F32 a, F32 b) { return a + b; }
