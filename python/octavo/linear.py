@@ -263,7 +263,7 @@ def _tiny_int8_linear(
         result = np.empty((rows, n), x.dtype) if out is None else out
         weight_address, scale_address, address = at(buffer), at(scale), at(result)
     elif buffer.is_cpu:
-        result = x.new_empty((rows, n)) if out is None else out
+        result = x.new_empty(rows, n) if out is None else out
         weight_address, scale_address, address = buffer.data_ptr(), scale.data_ptr(), result.data_ptr()
     else:
         return None
