@@ -2,33 +2,38 @@
 // same order, fused multiply-adds where they are written. Within 4 ulp of the true value down into the denormals.
 //
 // Negative tails are products x * e^-a far below 1, so a relative error in them counts. Therefore (1) a is carried as
-// hi + lo where its rounding would be amplified by e^a, (2) 2^n is multiplied last and in two halves, so that only the
-// final multiplication can round into a denormal.
+// hi + lo where its rounding would be amplified by e^a, (2) the power of two is kept 2^64 too large, and 2^-64 is multiplied
+// last, so that only the final multiplication can round into a denormal.
 #include "../octavo.h"
 
 namespace octavo {
 namespace {
 
 struct Exp {
-  F32 over_one;  // e^(hi + lo) = (1 + over_one) * half1 * half2; the sum is left to a fused multiply-add
-  F32 half1, half2;
+  F32 over_one,
+      scale;  // e^(hi + lo) = (1 + over_one) * scale * 2^-64; the sum is left to a fused multiply-add
 };
 
-// v * e^(hi + lo) without the halves.
+// v * e^(hi + lo) without its power of two.
 inline F32 times_fraction(F32 v, const Exp& e) { return fma(v, e.over_one, v); }
 
-// hi in [-170, 1], |lo| small against it.
+inline F32 times_scale(F32 v, F32 scale) { return mul(mul(v, scale), set1(0x1p-64f)); }
+
+// hi in [-173, 1], |lo| small against it.
 inline Exp exp_parts(F32 hi, F32 lo) {
-  const F32 n = round(mul(hi, set1(0x1.715476p+0f)));  // 1 / ln 2
-  F32 r = fma(n, set1(-0x1.62e400p-1f), hi);           // ln 2, upper bits: n times it is exact
-  r = add(fma(n, set1(-0x1.7f7d1cp-20f), r), lo);      // ln 2, the rest
+  // From 2^23 on a float's last bit is worth 1: adding 1.5 * 2^23 rounds to the integer n, and leaves it in the last bits.
+  // 127 + 64 more, and they are the exponent of 2^(n + 64).
+  const F32 magic = set1(12582912.0f + 191.0f);
+  const F32 shifted = fma(hi, set1(0x1.715476p+0f), magic);  // 1 / ln 2
+  const F32 n = sub(shifted, magic);
+  F32 r = fma(n, set1(-0x1.62e400p-1f), hi);       // ln 2, upper bits: n times it is exact
+  r = add(fma(n, set1(-0x1.7f7d1cp-20f), r), lo);  // ln 2, the rest
   F32 q = set1(0x1.6c6a06p-10f);
   q = fma(q, r, set1(0x1.120b5cp-7f));
   q = fma(q, r, set1(0x1.5555bap-5f));
   q = fma(q, r, set1(0x1.5554dep-3f));
   q = fma(q, r, set1(0.5f));
-  const I32 exponent = to_i32(n), lower = halve_down(exponent);
-  return {fma(mul(r, r), q, r), power_of_two(lower), power_of_two(sub(exponent, lower))};
+  return {fma(mul(r, r), q, r), bits_to_exponent(shifted)};
 }
 
 // The functions below look at |x| <= cut only. Beyond, x goes through and -x is gone; computing that would raise the
@@ -38,10 +43,10 @@ inline F32 beyond_cut(Mask within, F32 y, F32 x) { return select(within, y, max(
 // x / (1 + e^-a) where x >= 0, x * e^-a / (1 + e^-a) where x < 0; a = a_hi + a_lo >= 0.
 inline F32 times_sigmoid(F32 x, F32 a_hi, F32 a_lo) {
   const Exp e = exp_parts(sub(set1(0.0f), a_hi), sub(set1(0.0f), a_lo));
-  const F32 one_plus = add(set1(1.0f), mul(mul(times_fraction(set1(1.0f), e), e.half1), e.half2));
-  const F32 upper = div(x, one_plus);
-  const F32 lower = mul(mul(div(times_fraction(x, e), one_plus), e.half1), e.half2);
-  return select(is_negative(x), lower, upper);
+  const F32 one_plus = add(set1(1.0f), times_scale(times_fraction(set1(1.0f), e), e.scale));
+  const Mask negative = is_negative(x);
+  const F32 fraction = div(select(negative, times_fraction(x, e), x), one_plus);
+  return times_scale(fraction, select(negative, e.scale, set1(0x1p+64f)));
 }
 
 inline F32 silu(F32 x) {
@@ -86,12 +91,11 @@ inline F32 gelu(F32 x) {
   p = fma(p, s, set1(0x1.5d2510p-2f));
   p = fma(p, s, set1(0x1.606830p-2f));
   p = fma(p, s, set1(0x1.e1cfdap-3f));
-  const F32 h = mul(a, set1(0.5f)), square = mul(h, a), square_lo = fma(h, a, sub(set1(0.0f), square));
-  const Exp e = exp_parts(sub(set1(0.0f), square), sub(set1(0.0f), square_lo));
-  const F32 tail = times_fraction(fma(t, p, mul(t_lo, p)), e);  // Phi(-a) without its power of two
-  const F32 lower = mul(mul(mul(z, tail), e.half1), e.half2);
-  const F32 upper = mul(z, sub(set1(1.0f), mul(mul(tail, e.half1), e.half2)));
-  return beyond_cut(within, select(is_negative(z), lower, upper), x);
+  const F32 h = mul(a, set1(-0.5f)), power = mul(h, a), power_lo = fma(h, a, sub(set1(0.0f), power));
+  const Exp e = exp_parts(power, power_lo);
+  const F32 ratio = fma(t, p, mul(t_lo, p));
+  const F32 tail = times_scale(mul(z, times_fraction(ratio, e)), e.scale);  // z * Phi(-a)
+  return beyond_cut(within, select(is_negative(z), tail, sub(z, tail)), x);
 }
 
 template <Activation kActivation>

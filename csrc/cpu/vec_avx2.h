@@ -145,11 +145,10 @@ inline float reduce_max(F32 v) {
 inline I32 add(I32 a, I32 b) { return _mm256_add_epi32(a, b); }
 inline I32 sub(I32 a, I32 b) { return _mm256_sub_epi32(a, b); }
 inline I32 mul(I32 a, I32 b) { return _mm256_mullo_epi32(a, b); }
-inline I32 halve_down(I32 a) { return _mm256_srai_epi32(a, 1); }
 inline F32 to_f32(I32 v) { return _mm256_cvtepi32_ps(v); }
 inline I32 to_i32(F32 v) { return _mm256_cvtps_epi32(v); }
-inline F32 power_of_two(I32 n) {
-  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23));
+inline F32 bits_to_exponent(F32 v) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(v), 23));
 }
 
 inline I32 magnitude_bits(F32 v) {

@@ -117,11 +117,10 @@ inline float reduce_max(F32 v) { return _mm512_reduce_max_ps(v); }
 inline I32 add(I32 a, I32 b) { return _mm512_add_epi32(a, b); }
 inline I32 sub(I32 a, I32 b) { return _mm512_sub_epi32(a, b); }
 inline I32 mul(I32 a, I32 b) { return _mm512_mullo_epi32(a, b); }
-inline I32 halve_down(I32 a) { return _mm512_srai_epi32(a, 1); }
 inline F32 to_f32(I32 v) { return _mm512_cvtepi32_ps(v); }
 inline I32 to_i32(F32 v) { return _mm512_cvtps_epi32(v); }
-inline F32 power_of_two(I32 n) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n, _mm512_set1_epi32(127)), 23));
+inline F32 bits_to_exponent(F32 v) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(v), 23));
 }
 
 inline I32 magnitude_bits(F32 v) {

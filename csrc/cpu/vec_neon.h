@@ -140,14 +140,13 @@ inline float reduce_max(F32 v) { return vmaxvq_f32(v); }
 inline I32 add(I32 a, I32 b) { return vaddq_s32(a, b); }
 inline I32 sub(I32 a, I32 b) { return vsubq_s32(a, b); }
 inline I32 mul(I32 a, I32 b) { return vmulq_s32(a, b); }
-inline I32 halve_down(I32 a) { return vshrq_n_s32(a, 1); }
 inline F32 to_f32(I32 v) { return vcvtq_f32_s32(v); }
 inline I32 to_i32(
     F32 v) {  // saturates, and NaN gives 0: what is too large for an int32 is INT32_MIN elsewhere
   return vbslq_s32(vcltq_f32(v, set1(2147483648.0f)), vcvtnq_s32_f32(v), set1(INT32_MIN));
 }
-inline F32 power_of_two(I32 n) {
-  return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(n, vdupq_n_s32(127)), 23));
+inline F32 bits_to_exponent(F32 v) {
+  return vreinterpretq_f32_s32(vshlq_n_s32(vreinterpretq_s32_f32(v), 23));
 }
 
 inline I32 magnitude_bits(F32 v) { return vandq_s32(vreinterpretq_s32_f32(v), vdupq_n_s32(0x7FFFFFFF)); }

@@ -92,13 +92,12 @@ inline float reduce_max(F32 v) { return v; }
 inline I32 add(I32 a, I32 b) { return static_cast<I32>(static_cast<uint32_t>(a) + static_cast<uint32_t>(b)); }
 inline I32 sub(I32 a, I32 b) { return static_cast<I32>(static_cast<uint32_t>(a) - static_cast<uint32_t>(b)); }
 inline I32 mul(I32 a, I32 b) { return static_cast<I32>(static_cast<uint32_t>(a) * static_cast<uint32_t>(b)); }
-inline I32 halve_down(I32 a) { return a >> 1; }
 inline F32 to_f32(I32 v) { return static_cast<float>(v); }
 inline I32 to_i32(F32 v) {
   const float r = round_even(v);
   return r >= -2147483648.0f && r < 2147483648.0f ? static_cast<I32>(r) : INT32_MIN;
 }
-inline F32 power_of_two(I32 n) { return float_of(static_cast<uint32_t>(n + 127) << 23); }  // n in [-126, 127]
+inline F32 bits_to_exponent(F32 v) { return float_of(bits_of(v) << 23); }  // its last bits
 
 inline I32 magnitude_bits(F32 v) { return static_cast<I32>(bits_of(v) & 0x7FFFFFFFu); }
 inline I32 max(I32 a, I32 b) { return a > b ? a : b; }
