@@ -143,8 +143,7 @@ const Runtime* runtime() {
   }
   if (!found) found = open_runtime("libgomp.so.1", RTLD_LAZY | RTLD_LOCAL);
   current_runtime.store(found, std::memory_order_release);
-  scanned_loads.store(loads,
-                      std::memory_order_release);  // as of before the scan: our own dlopen costs one more
+  scanned_loads.store(library_loads(), std::memory_order_release);
   return found;
 }
 
