@@ -516,3 +516,11 @@ def test_the_schemas_are_the_published_ones():
         overload = getattr(op, name).default
         assert torch.Tag.pt2_compliant_tag in overload.tags
     assert torch_ops.int8_linear_op is op.int8_linear.default
+
+
+def test_autograd_sees_what_is_written_to_out():
+    x, weight, out = torch.ones(4, 8), octavo.pack_weight(torch.ones(3, 8)), torch.zeros(4, 3)
+    before = out._version
+    octavo.int8_linear(x, weight, out=out)
+    assert out._version > before
+    assert torch.equal(out, octavo.int8_linear(x, weight))

@@ -258,6 +258,8 @@ def _tiny_int8_linear(
         if bias_code < 0 or bias.shape != (n,):
             return None
     rows = shape[0]
+    if out is not None and type(out) is not type(x):
+        return None
     if type(x) is np.ndarray:
         at = _core.address
         result = np.empty((rows, n), x.dtype) if out is None else out
