@@ -112,7 +112,7 @@ def roofline(document: Document, path: Path) -> None:
         left.plot([], [], "o", color=OURS, label="octavo")[0],
         left.plot([], [], "o", mfc="white", mec=PEER, label="best peer")[0],
     ]
-    axes[0][0].legend(handles=legend, loc="lower right", fontsize=8)
+    axes[0][0].legend(handles=legend, loc="upper left", fontsize=8)
     host = document["host"]
     title = f"{document['bench']}: {host['cpu']}, {host['threads']} threads"
     title += "" if document["is_result"] else " (too few samples for a result)"
