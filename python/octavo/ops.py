@@ -10,16 +10,13 @@ from __future__ import annotations
 from .linear import (
     _int8_linear,
     _int8_linears,
-    _int_mm,
-    _scaled_int_mm,
     int8_linear,
-    int_mm,
     pack_weight,
-    scaled_int_mm,
 )
 from .packed import PackedWeight
 from .packed import pack_buffer as _pack_weight_buffer
 from .packed import unpack_buffer as _unpack_weight_buffer
+from .products import _int_mm, _scaled_int_mm, int_mm, scaled_int_mm
 from .pruning import (
     _prune_mask,
     _prune_masks,
