@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -151,7 +152,7 @@ def _tiny_int8_linear(
     activation: str | None,
     out: Array | None = None,
 ) -> Array:
-    """What _int8_linear does for contiguous [M, K] of the usual dtypes, or None where it is anything else.
+    """What _int8_linear does for contiguous arrays of the usual dtypes, or None where x is anything else.
 
     It repeats the checks of _int8_linear without its function calls, which cost more than a tiny product.
     """
@@ -160,28 +161,29 @@ def _tiny_int8_linear(
     if not x_address or scale is None or (activation is not None and activation not in _ACTIVATION_NAMES):
         return None
     shape, code = x.shape, FLOAT_CODES.get(x.dtype, 3)
-    if len(shape) != 2 or shape[1] != k or code == 3:
+    if not shape or shape[-1] != k or code == 3:
         return None
+    lead = shape[:-1]
+    rows = math.prod(lead)
     bias_address = bias_code = 0
     if bias is not None:
         bias_address = plain_address(bias, buffer)
         bias_code = FLOAT_CODES.get(bias.dtype, -1) if bias_address else -1
         if bias_code < 0 or bias.shape != (n,):
             return None
-    rows = shape[0]
     if out is not None and type(out) is not type(x):
         return None
     if type(x) is np.ndarray:
         at = _core.address
-        result = np.empty((rows, n), x.dtype) if out is None else out
+        result = np.empty((*lead, n), x.dtype) if out is None else out
         weight_address, scale_address, address = at(buffer), at(scale), at(result)
     elif buffer.is_cpu:
-        result = x.new_empty(rows, n) if out is None else out
+        result = x.new_empty(*lead, n) if out is None else out
         weight_address, scale_address, address = buffer.data_ptr(), scale.data_ptr(), result.data_ptr()
     else:
         return None
     if out is not None:
-        if out.dtype != x.dtype or out.shape != (rows, n) or not plain_address(out, buffer):
+        if out.dtype != x.dtype or out.shape != (*lead, n) or not plain_address(out, buffer):
             return None
         if not (out.flags.writeable if type(x) is np.ndarray else not out.requires_grad):
             return None
@@ -329,9 +331,10 @@ def _tiny_int8_linears(
     """_tiny_int8_linear with a list of weights."""
     x_address = plain_address(x, operands[0][2])
     code = FLOAT_CODES.get(x.dtype, 3) if x_address else 3
-    if code == 3 or len(x.shape) != 2:
+    if code == 3 or not x.shape:
         return None
-    rows, cols = x.shape
+    lead, cols = x.shape[:-1], x.shape[-1]
+    rows = math.prod(lead)
     in_numpy = type(x) is np.ndarray
     at = pointer_of(x)
     results, targets = [], []
@@ -350,7 +353,7 @@ def _tiny_int8_linears(
             bias_code = FLOAT_CODES.get(bias.dtype, -1) if bias_address else -1
             if bias_code < 0 or bias.shape != (n,):
                 return None
-        result = np.empty((rows, n), x.dtype) if in_numpy else x.new_empty((rows, n))
+        result = np.empty((*lead, n), x.dtype) if in_numpy else x.new_empty(*lead, n)
         results.append(result)
         address, nbytes = at(buffer), buffer.shape[0]
         activation_code = ACTIVATIONS[activation]
