@@ -46,17 +46,23 @@ Activation activation_of(int code) {
 PackedHeader checked_header(Address buffer, int64_t nbytes) {
   constexpr const char* kName = "packed weight";
   check(nbytes >= static_cast<int64_t>(sizeof(PackedHeader)), kName, "a header of 64 bytes", nbytes);
-  check(buffer % 4 == 0, kName, "an address divisible by 4", static_cast<long long>(buffer));
+  check(buffer % 8 == 0, kName, "an address divisible by 8", static_cast<long long>(buffer));
   PackedHeader header;
   memcpy(&header, at<const void>(buffer), sizeof header);
   check(header.magic == PackedHeader::kMagic, kName, "the magic number of octavo", header.magic);
   check(header.version == PackedHeader::kVersion, kName, "version 1", header.version);
-  check(header.layout == PackedHeader::kDense, kName, "layout 0 (dense)", header.layout);
+  check(header.layout <= Layout::block, kName, "a layout from 0 to 2", static_cast<uint32_t>(header.layout));
   check(header.isa == PackedHeader::kAnyIsa, kName, "instruction set 0 (any)", header.isa);
-  const bool sane = header.n >= 0 && header.k >= 0 && header.k <= kMaxK && header.n <= nbytes;
-  check(sane && packed_bytes(header.n, header.k) == nbytes, kName, "as many bytes as its shape needs",
-        nbytes);
+  const bool sane = header.n >= 0 && header.k >= 0 && header.k <= kMaxK && header.n <= nbytes &&
+                    header.count >= 0 && header.count <= nbytes;
+  check(sane && packed_parts(header.layout, header.n, header.k, header.count).end == nbytes, kName,
+        "as many bytes as its shape needs", nbytes);
   return header;
+}
+
+Layout layout_of(int code) {
+  check(code >= 0 && code <= 2, "layout", "a code from 0 to 2", code);
+  return static_cast<Layout>(code);
 }
 
 std::vector<Segment> segments_of(const std::vector<std::tuple<Address, int, int64_t>>& list) {
@@ -184,21 +190,30 @@ LinearArgs linear_args(int64_t rows, int64_t k, const LinearTarget* targets, siz
 
 void bind_linear(py::module_& m) {
   m.attr("PACKED_VERSION") = PackedHeader::kVersion;
-  m.def("packed_nbytes", &packed_bytes);
   m.def("packed_shape", [](Address buffer, int64_t nbytes) {
     const PackedHeader header = checked_header(buffer, nbytes);
     return std::make_pair(header.n, header.k);
   });
-  m.def("pack_weight",
-        [](Address w, int64_t n, int64_t k, int64_t n_stride, int64_t k_stride, Address buffer, int threads) {
-          const py::gil_scoped_release release;
-          pack_weight(at<const int8_t>(w), n, k, n_stride, k_stride, at<void>(buffer), threads);
-        });
-  m.def("unpack_weight", [](Address buffer, int64_t nbytes, Address w, int threads) {
-    const PackedHeader header = checked_header(buffer, nbytes);
+  m.def("count_weight", [](Address w, int64_t n, int64_t k, int64_t n_stride, int64_t k_stride, Address kept,
+                           Address tiles, int threads) {
     const py::gil_scoped_release release;
-    unpack_weight(at<const void>(buffer), header.n, header.k, at<int8_t>(w), threads);
+    count_weight({at<const int8_t>(w), n, k, n_stride, k_stride}, at<int64_t>(kept), at<int64_t>(tiles),
+                 threads);
   });
+  m.def("pack_weight", [](Address w, int64_t n, int64_t k, int64_t n_stride, int64_t k_stride, int layout,
+                          Address counts, Address buffer, int threads) {
+    const Layout chosen = layout_of(layout);
+    const py::gil_scoped_release release;
+    pack_weight({at<const int8_t>(w), n, k, n_stride, k_stride}, chosen, at<const int64_t>(counts),
+                at<void>(buffer), threads);
+  });
+  m.def("unpack_weight", [](Address buffer, int64_t nbytes, Address w, int threads) {
+    checked_header(buffer, nbytes);
+    const py::gil_scoped_release release;
+    unpack_weight(at<const void>(buffer), at<int8_t>(w), threads);
+  });
+  m.def("sparse_pays",
+        [] { return std::make_pair(kernels().sparse->bitmask_pays, kernels().sparse->block_pays); });
   // Both end in the same arguments: weight, epilogue, output.
   m.def("int8_linear",
         [](Address x, int x_dtype, int64_t rows, int64_t n, int64_t k, int64_t row_stride, int64_t col_stride,

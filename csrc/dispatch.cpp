@@ -19,7 +19,7 @@ namespace octavo {
 namespace {
 
 struct Machine {
-  bool avx2 = false, avxvnni = false, avx512vnni = false, amx = false;
+  bool avx2 = false, avxvnni = false, avx512vnni = false, avx512vbmi2 = false, amx = false;
   bool neondot = false, neoni8mm = false;
 };
 
@@ -68,7 +68,8 @@ Machine detect() {
   if (a >= 1 && __get_cpuid_count(7, 1, &a71, &b, &c, &d)) machine.avxvnni = machine.avx2 && bit(a71, 4);
   const bool avx512 = bit(b7, 16) && bit(b7, 17) && bit(b7, 30) && bit(b7, 31);  // F, DQ, BW, VL
   machine.avx512vnni = machine.avx2 && zmm_saved && avx512 && bit(c7, 11);
-  machine.amx = machine.avx512vnni && tiles_saved && bit(d7, 24) && bit(d7, 25) && tiles_supported();
+  machine.avx512vbmi2 = machine.avx512vnni && bit(c7, 6);
+  machine.amx = machine.avx512vbmi2 && tiles_saved && bit(d7, 24) && bit(d7, 25) && tiles_supported();
   return machine;
 }
 
@@ -91,27 +92,28 @@ Machine detect() { return {}; }
 std::vector<Kernels> build_table() {
   [[maybe_unused]] const Machine machine = detect();
   return {
-      {"scalar", true, nullptr, &kQuantizeScalar, &kPruneScalar, &kGemmScalar},
+      {"scalar", true, nullptr, &kQuantizeScalar, &kPruneScalar, &kGemmScalar, &kSparseScalar},
 #ifdef OCTAVO_HAVE_AVX2
-      {"avx2", machine.avx2, nullptr, &kQuantizeAvx2, &kPruneAvx2, &kGemmAvx2},
+      {"avx2", machine.avx2, nullptr, &kQuantizeAvx2, &kPruneAvx2, &kGemmAvx2, &kSparseAvx2},
 #endif
 #ifdef OCTAVO_HAVE_AVXVNNI
-      {"avxvnni", machine.avxvnni, nullptr, &kQuantizeAvx2, &kPruneAvx2, &kGemmAvxVnni},
+      {"avxvnni", machine.avxvnni, nullptr, &kQuantizeAvx2, &kPruneAvx2, &kGemmAvxVnni, &kSparseAvx2},
 #endif
 #ifdef OCTAVO_HAVE_AVX512VNNI
-      {"avx512vnni", machine.avx512vnni, nullptr, &kQuantizeAvx512Vnni, &kPruneAvx512Vnni, &kGemmAvx512Vnni},
+      {"avx512vnni", machine.avx512vnni, nullptr, &kQuantizeAvx512Vnni, &kPruneAvx512Vnni, &kGemmAvx512Vnni,
+       machine.avx512vbmi2 ? &kSparseAvx512Vbmi2 : &kSparseAvx2},
 #endif
 #ifdef OCTAVO_HAVE_AMX
-      {"amx", machine.amx, request_tiles, &kQuantizeAvx512Vnni, &kPruneAvx512Vnni, &kGemmAmx},
+      {"amx", machine.amx, request_tiles, &kQuantizeAvx512Vnni, &kPruneAvx512Vnni, &kGemmAmx, &kSparseAmx},
 #endif
 #ifdef OCTAVO_HAVE_NEON
-      {"neon", true, nullptr, &kQuantizeNeon, &kPruneNeon, &kGemmNeon},
+      {"neon", true, nullptr, &kQuantizeNeon, &kPruneNeon, &kGemmNeon, &kSparseScalar},
 #endif
 #ifdef OCTAVO_HAVE_NEONDOT
-      {"neondot", machine.neondot, nullptr, &kQuantizeNeon, &kPruneNeon, &kGemmNeonDot},
+      {"neondot", machine.neondot, nullptr, &kQuantizeNeon, &kPruneNeon, &kGemmNeonDot, &kSparseScalar},
 #endif
 #ifdef OCTAVO_HAVE_NEONI8MM
-      {"neoni8mm", machine.neoni8mm, nullptr, &kQuantizeNeon, &kPruneNeon, &kGemmNeonI8mm},
+      {"neoni8mm", machine.neoni8mm, nullptr, &kQuantizeNeon, &kPruneNeon, &kGemmNeonI8mm, &kSparseScalar},
 #endif
   };
 }

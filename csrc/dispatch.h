@@ -15,6 +15,7 @@ struct Kernels {
   const QuantizeKernels* quantize;
   const PruneKernels* prune;
   const GemmKernels* gemm;
+  const SparseKernels* sparse;
 };
 
 const Kernels& kernels();                   // the chosen ones: the best available unless set_isa chose others

@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "layouts.h"
+
 namespace octavo {
 
 // The codes are shared with python/octavo/arrays.py.
@@ -75,10 +77,28 @@ struct GemmKernels {
   int64_t (*peak)(int64_t iterations);
 };
 
+// Products with the sparse layouts. Whatever has no product of its own here is expanded to dense panels first, a few at a
+// time, and multiplied by GemmKernels.
+struct SparseKernels {
+  // The two dense panels of a pair of a bitmask layout.
+  void (*expand_pair)(const PackedView& w, int64_t pair, int8_t* panels);
+  // The dense panel `p` of a block layout.
+  void (*expand_tiles)(const PackedView& w, int64_t p, int8_t* panel);
+  // gemm of up to bitmask_rows rows (0: there is none) by a bitmask layout; block.panel_begin is even, block.panels not read.
+  int64_t bitmask_rows;
+  void (*gemm_bitmask)(const GemmBlock& block, const PackedView& w);
+  // gemm by a block layout, or nullptr. A tile takes tile_cost times as long as the lines that it saves the dense gemm.
+  double tile_cost;
+  void (*gemm_tiles)(const GemmBlock& block, const PackedView& w);
+  // The shares of kept weights and of kept tiles below which a layout is faster than dense, whatever the rows.
+  double bitmask_pays, block_pays;
+};
+
 extern const QuantizeKernels kQuantizeScalar, kQuantizeAvx2, kQuantizeAvx512Vnni, kQuantizeNeon;
 extern const PruneKernels kPruneScalar, kPruneAvx2, kPruneAvx512Vnni, kPruneNeon;
 extern const GemmKernels kGemmScalar, kGemmAvx2, kGemmAvxVnni, kGemmAvx512Vnni, kGemmAmx, kGemmNeon,
     kGemmNeonDot, kGemmNeonI8mm;
+extern const SparseKernels kSparseScalar, kSparseAvx2, kSparseAvx512Vbmi2, kSparseAmx;
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Drivers: take strides, choose the kernels (dispatch.h), split the work over threads. Strides count elements.
@@ -144,10 +164,23 @@ void unit_scores(const void* w, DType dtype, int64_t rows, int64_t cols, int64_t
                  double* scores, int threads);
 void apply_mask(const void* w, int itemsize, const bool* mask, int64_t n, void* out, int threads);
 
-// Packs w[n, k] = w[n * n_stride + k * k_stride] into packed_bytes(n, k) bytes, aligned to 4; best to 64.
-void pack_weight(const int8_t* w, int64_t n, int64_t k, int64_t n_stride, int64_t k_stride, void* buffer,
-                 int threads);
-void unpack_weight(const void* buffer, int64_t n, int64_t k, int8_t* w, int threads);  // contiguous [n, k]
+// A weight to be packed, any strides.
+struct WeightArgs {
+  const int8_t* w;
+  int64_t n, k, n_stride, k_stride;
+};
+// What the sparse layouts would keep: bytes of each pair of panels, tiles of each row of tiles.
+void count_weight(const WeightArgs& args, int64_t* kept, int64_t* tiles, int threads);
+// Packs into packed_parts(...).end bytes, aligned to 8; best to 64. counts: those of count_weight for the layout.
+void pack_weight(const WeightArgs& args, Layout layout, const int64_t* counts, void* buffer, int threads);
+void unpack_weight(const void* buffer, int8_t* w, int threads);  // contiguous [n, k]
+
+// Whether that many rows are multiplied by a sparse layout as it is, without expanding it.
+bool is_multiplied_sparse(const PackedView& w, int64_t rows);
+// The dense panels [begin, end) of a sparse layout; begin is even, and `panels` has room for an even number.
+void expand_panels(const PackedView& w, int64_t begin, int64_t end, int8_t* panels);
+// gemm of block.panel_begin, which is even, to panel_end, whatever the layout; block.panels is not read.
+void gemm_packed(const GemmBlock& block, const PackedView& w);
 
 // One weight of a product, and where its result goes.
 struct LinearTarget {

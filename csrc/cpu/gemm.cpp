@@ -18,7 +18,8 @@ constexpr int64_t kRowAlign = 16;        // GemmBlock: A is readable in whole AM
 constexpr int64_t kBlockRows = 192;      // rows staged at a time: 192 * k bytes, in L2 for k up to 10,000
 constexpr int64_t kStripPanels = 4;      // what a weight is split into
 constexpr int64_t kStripColumns = kStripPanels * kPanelN;
-constexpr int64_t kTallRows = 48;  // rows for each thread from which splitting them pays
+constexpr int64_t kTallRows = 48;     // rows for each thread from which splitting them pays
+constexpr int64_t kExpandRows = 512;  // the same where each share of rows would expand the weights anew
 
 // A line of padding where the padded k is a multiple of 128: rows a power of two apart would share few cache sets.
 int64_t staged_stride(int64_t k) {
@@ -57,6 +58,8 @@ class Product {
       n += target.n;
       strips_ += strips_of(target.n);
       wide_bias |= is_widened(target);
+      const PackedView packed(target.packed);
+      expands_ |= packed.layout != Layout::dense && !is_multiplied_sparse(packed, args_.m);
     }
     const double work =
         static_cast<double>(n) * static_cast<double>(k_ + 1) * (kReadWork + static_cast<double>(args.m));
@@ -66,7 +69,8 @@ class Product {
 
   void run() {
     if (args_.m == 0 || strips_ == 0) return;
-    if (args_.m >= kTallRows * std::min<int64_t>(threads_, strips_)) {
+    const int64_t wide_below = expands_ ? kExpandRows : kTallRows * std::min<int64_t>(threads_, strips_);
+    if (args_.m >= wide_below) {
       run_tall();
     } else {
       run_wide();
@@ -147,9 +151,9 @@ class Product {
       const int64_t panel_begin = std::max<int64_t>(begin - first, 0) * kStripPanels;
       const int64_t panel_end = std::min((end - first) * kStripPanels, padded_n(target.n) / kPanelN);
       if (panel_begin < panel_end) {
-        const char* packed = static_cast<const char*>(target.packed);
+        const PackedView packed(target.packed);
         Epilogue e;
-        e.colsum = reinterpret_cast<const int32_t*>(packed + colsum_offset());
+        e.colsum = packed.colsum;
         e.offset = args_.quantize_x || args_.a_signed ? 128 : 0;
         e.row_zero_point = args_.a_zero_point ? args_.a_zero_point + staged.first : nullptr;
         e.row_scale = staged.scales;
@@ -160,9 +164,8 @@ class Product {
             static_cast<char*>(target.out) + staged.first * target.out_row_stride * size_of(target.out_dtype);
         e.out_dtype = target.out_dtype;
         e.out_row_stride = target.out_row_stride;
-        const auto* weights = reinterpret_cast<const int8_t*>(packed + panels_offset(target.n));
-        kernels().gemm->gemm(
-            {staged.a, stride_, staged.count, target.n, k_, weights, panel_begin, panel_end, e});
+        gemm_packed({staged.a, stride_, staged.count, target.n, k_, nullptr, panel_begin, panel_end, e},
+                    packed);
       }
       first += strips_of(target.n);
     }
@@ -191,6 +194,7 @@ class Product {
   int threads_;
   const int64_t k_ = args_.k, stride_ = staged_stride(k_);
   int64_t strips_ = 0;
+  bool expands_ = false;
   float* wide_biases_ = nullptr;
 };
 

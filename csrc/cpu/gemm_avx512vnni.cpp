@@ -12,8 +12,7 @@ namespace octavo {
 namespace {
 
 constexpr int kTileM = 6;
-constexpr int kPanelsOf6 = 4;  // panels of a tile of 6 rows
-constexpr int64_t kLine = kPanelN * kGroupK;
+constexpr int kPanelsOf6 = 4;           // panels of a tile of 6 rows
 constexpr int64_t kAhead = 64 * kLine;  // of each panel is prefetched; harmless beyond the end
 
 template <int kTilePanels>

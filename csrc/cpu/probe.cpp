@@ -38,7 +38,7 @@ double probe_peak(double milliseconds, int threads) {
 // next, and does not reach what the memory can give.
 uint64_t probe_read(const void* buffer, int64_t bytes, int threads) {
   constexpr int kStreams = 8;
-  constexpr int64_t kStream = 1 << 16, kLine = 64;
+  constexpr int64_t kStream = 1 << 16;
   std::atomic<uint64_t> sum{0};
   auto body = [&](int64_t begin, int64_t end) {
     uint64_t parts[kStreams] = {};

@@ -34,10 +34,12 @@ from .arrays import (
 )
 from .backends import _core
 from .packed import (
+    LAYOUTS,
     MAX_K,
     PackedWeight,
     aligned,
     check_scale,
+    pack,
     pack_buffer,
     read_header,
     unpack_buffer,
@@ -46,7 +48,6 @@ from .quantization import Quantized, quantize, reference_for, runs_native
 
 _ACTIVATION_NAMES = ("relu", "gelu", "gelu_tanh", "silu")
 ACTIVATIONS: dict[str | None, int] = {None: 0, "relu": 1, "gelu": 2, "gelu_tanh": 3, "silu": 4}
-LAYOUTS = ("auto", "dense", "bitmask", "block")
 _OUT_DTYPES = ("float32", "float16", "bfloat16", "int32")
 
 
@@ -55,12 +56,15 @@ def pack_weight(weight: Array, scale: Array | None = None, *, layout: str = "aut
 
     weight: [N, K], any strides: float (quantized per row here, as quantize does) or int8; K <= 131,071.
     scale: float32 [N] or [N, 1] for an int8 weight (None: for int_mm only); None for a float weight.
-    layout: "auto" or "dense"; the sparse layouts "bitmask" and "block" are not in this version: ValueError.
+    layout: how zeros are stored; results are the same to the bit.
+        "dense": as any other weight.
+        "bitmask": a bit for each weight, and those that are not zero.
+        "block": tiles of 4 rows x 16 columns ("block4x16" of prune_mask); those with zeros only are left out.
+        "auto": the smallest of those that are faster than "dense" for the share of zeros here and the
+            instruction set in use; else, on CUDA, in traced code and without native kernels, "dense".
     """
-    if layout not in LAYOUTS:
-        raise ValueError(f"layout: expected 'auto' or 'dense', got {layout!r}")
-    if layout not in ("auto", "dense"):
-        raise ValueError(f"layout: expected 'auto' or 'dense', got {layout!r}, which is not implemented yet")
+    if layout != "auto" and layout not in LAYOUTS:
+        raise ValueError(f"layout: expected 'auto', 'dense', 'bitmask' or 'block', got {layout!r}")
     kind_of(weight=weight, scale=scale)
     if weight.ndim != 2:
         raise ValueError(f"weight: expected two dimensions [N, K], got shape {tuple(weight.shape)}")
@@ -79,8 +83,10 @@ def pack_weight(weight: Array, scale: Array | None = None, *, layout: str = "aut
     if needs_dispatcher(weight):
         from . import torch_ops
 
-        return PackedWeight.trusted(torch_ops.pack_weight(weight), scale, (n, k))
-    return PackedWeight.trusted(pack_buffer(weight), scale, (n, k))
+        layout = "dense" if layout == "auto" else layout
+        return PackedWeight.trusted(torch_ops.pack_weight(weight, layout), scale, (n, k), layout)
+    buffer, layout = pack(weight, layout)
+    return PackedWeight.trusted(buffer, scale, (n, k), layout)
 
 
 def int8_linear(
@@ -428,7 +434,7 @@ def _operand(weight: Any, weight_scale: Array | None, at: str = "") -> tuple[int
         if runs_native(weight):
             n, k = _core.packed_shape(pointer(weight), weight.shape[0])
         else:
-            n, k = read_header(weight)
+            n, k = read_header(weight)[:2]
     else:
         check_dtype(weight, "weight" + at, "int8")
         if weight.ndim != 2:

@@ -13,7 +13,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from . import ops, torch_ops
 from .arrays import needs_dispatcher
 from .linear import ACTIVATIONS
-from .packed import PackedWeight
+from .packed import PackedWeight, pack_buffer
 
 Filter = Callable[[nn.Module, str], bool]
 
@@ -162,8 +162,10 @@ class Int8Linear(nn.Module):
 def _stored_form(weight: Tensor) -> Tensor:
     if weight.device.type != "cpu":
         return weight
-    packed: Tensor = torch_ops.pack_weight(weight)
-    return packed
+    if needs_dispatcher(weight):
+        packed: Tensor = torch_ops.pack_weight(weight)
+        return packed
+    return pack_buffer(weight, "auto")  # type: ignore[no-any-return]
 
 
 def quantize_(

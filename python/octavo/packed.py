@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,16 +24,29 @@ from .quantization import reference_for, runs_native
 MAX_K = 131_071  # 128 * 128 * K fits int32
 MAX_K_UNSIGNED = 65_793  # 255 * 128 * K fits int32: uint8 activations, or zero points
 
-_MAGIC, _VERSION, _DENSE, _ANY_ISA, _HEADER_NBYTES = 0x5654434F, 1, 0, 0, 64
+LAYOUTS = ("dense", "bitmask", "block")  # by their codes in a header
+
+_MAGIC, _VERSION, _ANY_ISA, _HEADER_NBYTES = 0x5654434F, 1, 0, 64
 _ALIGNMENT = 64
+_SMALL = 1 << 16  # weights; below, calls cost more than what a sparse layout saves
+
+
+class Header(NamedTuple):
+    """What a packed buffer says of itself; stored: kept weights of "bitmask", tiles of "block", else 0."""
+
+    n: int
+    k: int
+    layout: str
+    stored: int
 
 
 class PackedWeight:
     """An int8 weight [N, K], packed once for int_mm, int8_linear and scaled_int_mm; made by pack_weight.
 
-    shape: (N, K). layout: "dense". buffer: uint8, one-dimensional, 64-byte aligned, the same on every ISA.
+    shape: (N, K). layout: "dense", "bitmask" or "block". buffer: uint8, one-dimensional, 64-byte aligned, one
+        that every ISA reads.
     scale: a float32 [N], or None if the weight is for int_mm only. Treat it as immutable. It pickles; loading
-        checks the header.
+        checks the buffer.
     """
 
     __slots__ = ("_density", "buffer", "layout", "operands", "scale", "shape")
@@ -47,31 +60,32 @@ class PackedWeight:
 
     def __init__(self, buffer: Array, scale: Array | None = None) -> None:
         kind_of(buffer=buffer, scale=scale)
-        shape = read_header(buffer)
+        header = read_header(buffer)
+        check_parts(buffer, header)
         if not isinstance(buffer, np.ndarray):
             buffer, scale = buffer.detach(), None if scale is None else scale.detach()
         buffer = aligned(buffer)
-        scale = check_scale(scale, "scale", shape[0])
-        self._fill(buffer, None if scale is None else scale.reshape(shape[0]), shape)
+        scale = check_scale(scale, "scale", header.n)
+        self._fill(buffer, None if scale is None else scale.reshape(header.n), header[:2], header.layout)
 
     @classmethod
     def from_buffer(cls, buffer: Array, scale: Array | None = None) -> PackedWeight:
         """The weight that a packed buffer (uint8) holds, with its float32 scale [N] or [N, 1] if it has one.
 
-        ValueError for a buffer that is not one, or of another version, layout or ISA. The buffer is used as
-        it is, and copied only where it is not contiguous and 64-byte aligned.
+        ValueError for a buffer that is not one, is damaged, or of another version or ISA. The buffer is used
+        as it is, and copied only where it is not contiguous and 64-byte aligned.
         """
         return cls(buffer, scale)
 
     @classmethod
-    def trusted(cls, buffer: Array, scale: Array | None, shape: tuple[int, int]) -> PackedWeight:
+    def trusted(cls, buffer: Array, scale: Array | None, shape: tuple[int, int], layout: str) -> PackedWeight:
         """From arrays that pack_weight has just made: nothing is checked."""
         self = object.__new__(cls)
-        self._fill(buffer, scale, shape)
+        self._fill(buffer, scale, shape, layout)
         return self
 
-    def _fill(self, buffer: Array, scale: Array | None, shape: tuple[int, int]) -> None:
-        self.shape, self.layout, self.buffer, self.scale, self._density = shape, "dense", buffer, scale, None
+    def _fill(self, buffer: Array, scale: Array | None, shape: tuple[int, int], layout: str) -> None:
+        self.shape, self.layout, self.buffer, self.scale, self._density = shape, layout, buffer, scale, None
         self.operands = (*shape, buffer, scale)
 
     @property
@@ -81,9 +95,11 @@ class PackedWeight:
 
     @property
     def density(self) -> float:
-        """The share of weights that are not zero (1.0 for an empty weight); counted once, by unpacking."""
+        """The share of weights that are not zero (1.0 for an empty weight); counted once."""
         if self._density is None:
-            self._density = density(self.unpack()[0])
+            n, k, _, count = read_header(self.buffer)
+            counted = self.layout == "bitmask" and n * k > 0
+            self._density = count / (n * k) if counted else density(self.unpack()[0])
         return self._density
 
     def unpack(self) -> tuple[Array, Array | None]:
@@ -114,32 +130,87 @@ def aligned(buffer: Array) -> Array:
     return copy
 
 
-def packed_nbytes(n: int, k: int) -> int:
-    padded_n = -(-n // 16) * 16
-    return _HEADER_NBYTES + 4 * padded_n + padded_n * (-(-k // 64) * 64)
+def _parts(n: int, k: int, layout: str, count: int) -> tuple[int, int, int, int]:
+    """Where the offsets, the index, the weights and the end of a packed weight are; see csrc/layouts.h."""
+    rows, cols = padded(n, k)
+    offsets = _HEADER_NBYTES + 4 * rows
+    if layout == "bitmask":
+        index = offsets + _round_up(8 * (_pairs(rows) + 1))
+        weights = index + _pairs(rows) * 4 * cols
+        return offsets, index, weights, weights + _round_up(count) + 64
+    if layout == "block":
+        index = offsets + _round_up(8 * (rows // 4 + 1))
+        weights = index + _round_up(2 * count)
+        return offsets, index, weights, weights + 64 * count
+    return offsets, offsets, offsets, offsets + rows * cols
 
 
-def read_header(buffer: Array) -> tuple[int, int]:
-    """(N, K) of a packed buffer. ValueError if it is not one that this version reads."""
+def padded(n: int, k: int) -> tuple[int, int]:
+    """N and K with the zeros that complete panels."""
+    return -(-n // 16) * 16, -(-k // 64) * 64
+
+
+def _pairs(rows: int) -> int:
+    """The pairs of panels, of which the last may be half empty."""
+    return (rows // 16 + 1) // 2
+
+
+def _round_up(nbytes: int) -> int:
+    return -(-nbytes // 64) * 64
+
+
+def packed_nbytes(n: int, k: int, layout: str = "dense", count: int = 0) -> int:
+    return _parts(n, k, layout, count)[3]
+
+
+def read_header(buffer: Array) -> Header:
+    """What a packed buffer holds. ValueError if it is not one that this version reads."""
     check_dtype(buffer, "buffer", "uint8")
     if buffer.ndim != 1 or buffer.shape[0] < _HEADER_NBYTES:
         raise ValueError(
             f"buffer: expected one dimension of {_HEADER_NBYTES} or more bytes, got {tuple(buffer.shape)}"
         )
-    head = buffer[:32]
+    head = buffer[:40]
     head = np.array(head if isinstance(head, np.ndarray) else head.detach().cpu().numpy())
-    words, (n, k) = head[:16].view("<u4"), head[16:].view("<i8")
-    expected = (_MAGIC, _VERSION, _DENSE, _ANY_ISA)
-    for name, want, got in zip(("magic", "version", "layout", "ISA"), expected, words, strict=True):
+    magic, version, layout, isa = (int(v) for v in head[:16].view("<u4"))
+    n, k, count = (int(v) for v in head[16:].view("<i8"))
+    for name, want, got in (
+        ("magic", _MAGIC, magic),
+        ("version", _VERSION, version),
+        ("layout", min(layout, len(LAYOUTS) - 1), layout),
+        ("ISA", _ANY_ISA, isa),
+    ):
         if got != want:
-            raise ValueError(f"buffer: expected a packed weight with {name} {want:#x}, got {int(got):#x}")
-    n, k = int(n), int(k)
-    if n < 0 or not 0 <= k <= MAX_K or packed_nbytes(n, k) != buffer.shape[0]:
-        raise ValueError(
-            f"buffer: expected the {packed_nbytes(max(n, 0), max(k, 0))} bytes of a packed [{n}, {k}], "
-            f"got {buffer.shape[0]}"
-        )
-    return n, k
+            raise ValueError(f"buffer: expected a packed weight with {name} {want:#x}, got {got:#x}")
+    header = Header(n, k, LAYOUTS[layout], count)
+    sane = n >= 0 and 0 <= k <= MAX_K and 0 <= count <= buffer.shape[0] and (count == 0 or layout > 0)
+    if not sane or packed_nbytes(*header) != buffer.shape[0]:
+        raise ValueError(f"buffer: expected as many bytes as {header} has, got {buffer.shape[0]}")
+    return header
+
+
+def check_parts(buffer: Array, header: Header) -> None:
+    """ValueError where the offsets, masks or indices of a sparse layout would lead out of the buffer."""
+    n, k, layout, count = header
+    if layout == "dense":
+        return
+    start, index, weights, _ = _parts(*header)
+    rows, cols = padded(n, k)
+    units = _pairs(rows) if layout == "bitmask" else rows // 4
+    parts = buffer[start:weights]
+    parts = np.array(parts if isinstance(parts, np.ndarray) else parts.detach().cpu().numpy())
+    counts = np.diff(parts[: 8 * (units + 1)].view("<i8"), prepend=0, append=count)
+    good = counts[0] == 0 == counts[-1] and counts.min() >= 0
+    table = parts[index - start :]
+    if good and layout == "bitmask":
+        ones = np.unpackbits(table.reshape(units, 4 * cols), axis=1).sum(1, dtype=np.int64)
+        good = bool(np.array_equal(ones, counts[1:-1]))
+    elif good:
+        blocks = table[: 2 * count].view("<u2").astype(np.int64)
+        rising = np.diff(blocks + np.repeat(np.arange(units), counts[1:-1]) * (cols // 16 + 1))
+        good = bool((blocks < cols // 16).all() and (rising > 0).all())
+    if not good:
+        raise ValueError(f"buffer: expected the parts of a {layout} layout, got damaged offsets or indices")
 
 
 def check_scale(scale: Array | None, name: str, n: int) -> Array | None:
@@ -152,8 +223,13 @@ def check_scale(scale: Array | None, name: str, n: int) -> Array | None:
     return contiguous(scale)
 
 
-def pack_buffer(weight: Array) -> Array:
+def pack_buffer(weight: Array, layout: str = "dense") -> Array:
     """int8 [N, K], any strides -> packed uint8 buffer."""
+    return pack(weight, layout)[0]
+
+
+def pack(weight: Array, layout: str) -> tuple[Array, str]:
+    """int8 [N, K], any strides -> (packed uint8 buffer, its layout), which "auto" lets the kernels choose."""
     kind_of(weight=weight)
     check_dtype(weight, "weight", "int8")
     if weight.ndim != 2:
@@ -162,26 +238,59 @@ def pack_buffer(weight: Array) -> Array:
     if k > MAX_K:
         raise ValueError(f"weight: expected K <= {MAX_K}, for exact int32 sums, got {k}")
     if not runs_native(weight):
-        buffer: Array = reference_for(weight).pack_weight(weight)
-        return buffer
+        layout = "dense" if layout == "auto" else layout
+        return reference_for(weight).pack_weight(weight, layout), layout
     if not isinstance(weight, np.ndarray):
         weight = weight.resolve_neg()
     strides = weight.strides if isinstance(weight, np.ndarray) else weight.stride()
-    buffer = _aligned_empty(packed_nbytes(n, k), weight)
+    address, threads = pointer(weight), backends.get_num_threads()
+    counts: Any = None
+    if layout == "auto" and n * k < _SMALL:
+        layout = "dense"
+    if layout != "dense":
+        rows = padded(n, k)[0]
+        kept, tiles = np.empty(_pairs(rows), np.int64), np.empty(rows // 4, np.int64)
+        _core.count_weight(address, n, k, strides[0], strides[1], pointer(kept), pointer(tiles), threads)
+        if layout == "auto":
+            layout = _fastest_layout(n, k, int(kept.sum()), int(tiles.sum()))
+        counts = {"dense": None, "bitmask": kept, "block": tiles}[layout]
+    count = 0 if counts is None else int(counts.sum())
+    buffer = _aligned_empty(packed_nbytes(n, k, layout, count), weight)
     _core.pack_weight(
-        pointer(weight), n, k, strides[0], strides[1], pointer(buffer), backends.get_num_threads()
+        address,
+        n,
+        k,
+        strides[0],
+        strides[1],
+        LAYOUTS.index(layout),
+        0 if counts is None else pointer(counts),
+        pointer(buffer),
+        threads,
     )
-    return buffer
+    return buffer, layout
+
+
+def _fastest_layout(n: int, k: int, kept: int, tiles: int) -> str:
+    """The layout with the fewest bytes among those that pay: the kernels say below which share of kept
+    weights, or tiles, they beat the dense product with many rows and with few."""
+    bitmask_pays, block_pays = _core.sparse_pays()
+    rows, cols = padded(n, k)
+    nbytes = {"dense": packed_nbytes(n, k)}
+    if kept <= bitmask_pays * n * k:
+        nbytes["bitmask"] = packed_nbytes(n, k, "bitmask", kept)
+    if 64 * tiles <= block_pays * rows * cols:
+        nbytes["block"] = packed_nbytes(n, k, "block", tiles)
+    return min(nbytes, key=lambda layout: nbytes[layout])
 
 
 def unpack_buffer(buffer: Array, n: int, k: int) -> Array:
     """Packed uint8 buffer -> int8 [N, K]; the header must say N and K."""
     kind_of(buffer=buffer)
-    if read_header(buffer) != (n, k):
-        raise ValueError(f"buffer: expected a packed [{n}, {k}], got {list(read_header(buffer))}")
+    header = read_header(buffer)
+    if header[:2] != (n, k):
+        raise ValueError(f"buffer: expected a packed [{n}, {k}], got {list(header[:2])}")
     if not runs_native(buffer):
-        size = () if isinstance(buffer, np.ndarray) else (n, k)  # a tensor's header may lie on a device
-        plain: Array = reference_for(buffer).unpack_weight(buffer, *size)
+        plain: Array = reference_for(buffer).unpack_weight(buffer, *header[:3])
         return plain
     buffer = contiguous(buffer)
     weight = empty((n, k), "int8", buffer)

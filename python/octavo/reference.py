@@ -202,27 +202,87 @@ def _activate(y: Array, activation: str | None) -> Array:
 # ---- packed weights ----
 
 _HEADER_NBYTES = 64
-_MAGIC, _VERSION, _DENSE, _ANY_ISA = 0x5654434F, 1, 0, 0
+_MAGIC, _VERSION, _ANY_ISA = 0x5654434F, 1, 0
+_LAYOUTS = ("dense", "bitmask", "block")
 
 
-def pack_weight(weight: Array) -> Array:
-    """int8 [N, K] -> uint8: header, int32 column sums [Np], panels [Np/16][Kp/4][16][4]; zero padded."""
+def pack_weight(weight: Array, layout: str = "dense") -> Array:
+    """int8 [N, K] -> uint8: header, int32 column sums [Np], parts; zero padded to N % 16 = 0 and K % 64 = 0.
+
+    Each part is padded with zeros to 64 bytes.
+    "dense": panels [Np/16][Kp/4][16][4], lines of 64 bytes.
+    "bitmask": int64 offsets of the kept bytes of each pair of panels, a mask of each of their lines uint64
+        [pairs][Kp/4][2], the bytes of these lines that are not zero, 64 zeros; zero panels complete a pair.
+    "block": int64 offsets of the tile rows' tiles [Np/4 + 1], of each tile its number uint16 in the row, the
+        tiles [4][16] that are not zero.
+    """
     n, k = weight.shape
     padded = np.zeros((-(-n // 16) * 16, -(-k // 64) * 64), np.int8)
     padded[:n, :k] = weight
+    colsum = padded.sum(axis=1, dtype=np.int32)
+    parts: list[Array]
+    if layout == "block":
+        tiles = padded.reshape(padded.shape[0] // 4, 4, padded.shape[1] // 16, 16).transpose(0, 2, 1, 3)
+        kept = tiles.any(axis=(2, 3))
+        index = np.nonzero(kept)[1].astype("<u2")
+        count, parts = index.size, [_offsets(kept), index, tiles[kept]]
+    else:
+        panels = padded.reshape(padded.shape[0] // 16, 16, padded.shape[1] // 4, 4).transpose(0, 2, 1, 3)
+        lines = panels.reshape(*panels.shape[:2], 64)
+        count, parts = 0, [lines]
+        if layout == "bitmask":
+            lines = np.pad(lines, ((0, len(lines) % 2), (0, 0), (0, 0)))
+            lines = lines.reshape(len(lines) // 2, 2, -1, 64).transpose(0, 2, 1, 3)
+            kept = lines != 0
+            masks = np.packbits(kept, axis=-1, bitorder="little")
+            count = int(kept.sum())
+            parts = [_offsets(kept), masks, lines[kept], np.zeros(64, np.int8)]
     header = np.zeros(_HEADER_NBYTES, np.uint8)
-    header[:16] = np.array([_MAGIC, _VERSION, _DENSE, _ANY_ISA], "<u4").view(np.uint8)
-    header[16:32] = np.array([n, k], "<i8").view(np.uint8)
-    colsum = padded.sum(axis=1, dtype=np.int32).astype("<i4").view(np.uint8)
-    panels = padded.reshape(padded.shape[0] // 16, 16, padded.shape[1] // 4, 4).transpose(0, 2, 1, 3)
-    return np.concatenate([header, colsum, np.ascontiguousarray(panels).view(np.uint8).reshape(-1)])
+    header[:16] = np.array([_MAGIC, _VERSION, _LAYOUTS.index(layout), _ANY_ISA], "<u4").view(np.uint8)
+    header[16:40] = np.array([n, k, count], "<i8").view(np.uint8)
+    return np.concatenate([header, *(_padded_bytes(part) for part in (colsum, *parts))])
 
 
-def unpack_weight(buffer: Array) -> Array:
-    n, k = (int(v) for v in buffer[16:32].view("<i8"))
+def _offsets(kept: Array) -> Array:
+    counts = kept.reshape(kept.shape[0], -1).sum(axis=1, dtype=np.int64)
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)]).astype("<i8")
+
+
+def _padded_bytes(part: Array) -> Array:
+    raw = np.ascontiguousarray(part).reshape(-1).view(np.uint8)
+    return np.pad(raw, (0, -raw.size % 64))
+
+
+def unpack_weight(buffer: Array, n: int, k: int, layout: str) -> Array:
+    count = int(buffer[32:40].view("<i8")[0])
     rows, cols = -(-n // 16) * 16, -(-k // 64) * 64
-    panels = buffer[_HEADER_NBYTES + 4 * rows :].view(np.int8).reshape(rows // 16, cols // 4, 16, 4)
-    return np.ascontiguousarray(panels.transpose(0, 2, 1, 3).reshape(rows, cols)[:n, :k])
+    at = _HEADER_NBYTES + 4 * rows
+
+    def part(nbytes: int) -> Array:
+        nonlocal at
+        start, at = at, at + -(-nbytes // 64) * 64
+        return buffer[start : start + nbytes]
+
+    if layout == "block":
+        offsets = part(8 * (rows // 4 + 1)).view("<i8")
+        index = part(2 * count).view("<u2")
+        tiles = np.zeros((rows // 4, cols // 16, 4, 16), np.int8)
+        row = np.repeat(np.arange(rows // 4), np.diff(offsets))
+        tiles[row, index] = part(64 * count).view(np.int8).reshape(count, 4, 16)
+        padded = tiles.transpose(0, 2, 1, 3)
+    else:
+        if layout == "bitmask":
+            pairs = (rows // 16 + 1) // 2
+            lines = np.zeros((pairs, cols // 4, 2, 64), np.int8)
+            part(8 * (pairs + 1))
+            masks = part(lines.size // 8).reshape(*lines.shape[:3], 8)
+            kept = np.unpackbits(masks, axis=-1, bitorder="little").view(np.bool_)
+            lines[kept] = part(count).view(np.int8)
+            lines = lines.transpose(0, 2, 1, 3).reshape(2 * pairs, cols // 4, 64)[: rows // 16]
+        else:
+            lines = part(rows * cols).view(np.int8)
+        padded = lines.reshape(rows // 16, cols // 4, 16, 4).transpose(0, 2, 1, 3)
+    return np.ascontiguousarray(padded.reshape(rows, cols)[:n, :k])
 
 
 # ---- pruning ----

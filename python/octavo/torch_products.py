@@ -35,12 +35,16 @@ def int_mm(a: Tensor, b: Tensor | PackedWeight, *, out: Tensor | None = None) ->
     return result if out is None else _fill(out, "out", result, a=a, b=b)
 
 
-def _pack_weight_fake(weight: Tensor) -> Tensor:
-    return weight.new_empty((packed_nbytes(weight.shape[0], weight.shape[1]),), dtype=torch.uint8)
+def _pack_weight_fake(weight: Tensor, layout: str = "dense") -> Tensor:
+    dense = layout == "dense"  # the size of the others depends on the values
+    size = packed_nbytes(*weight.shape) if dense else torch.library.get_ctx().new_dynamic_size()
+    return weight.new_empty((size,), dtype=torch.uint8)
 
 
 pack_weight = _define(
-    "pack_weight(Tensor weight) -> Tensor", _pack_weight_fake, lambda weight: ops._pack_weight_buffer(weight)
+    'pack_weight(Tensor weight, str layout="dense") -> Tensor',
+    _pack_weight_fake,
+    lambda weight, layout="dense": ops._pack_weight_buffer(weight, layout),
 )
 
 unpack_weight = _define(

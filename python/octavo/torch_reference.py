@@ -277,21 +277,81 @@ def _expand(keep: Tensor, w: Tensor, unit_rows: int, unit_cols: int) -> Tensor:
     return units.expand(-1, unit_rows, -1, unit_cols).reshape(w.shape).contiguous()
 
 
-def pack_weight(weight: Tensor) -> Tensor:
+def pack_weight(weight: Tensor, layout: str = "dense") -> Tensor:
     """int8 [N, K] -> uint8, the bytes of `octavo.reference.pack_weight`."""
     n, k = weight.shape
+    device = weight.device
     padded = torch.nn.functional.pad(weight, (0, -k % 64, 0, -n % 16))
-    words = torch.tensor([0x5654434F, 1, 0, 0, n, 0, k, 0, *[0] * 8], dtype=torch.int32, device=weight.device)
+    rows, cols = padded.shape
     colsum = padded.sum(dim=1, dtype=torch.int32)
-    panels = padded.reshape(padded.shape[0] // 16, 16, padded.shape[1] // 4, 4).transpose(1, 2)
-    parts = (words, colsum, panels.reshape(-1))
-    return torch.cat([part.view(torch.uint8) for part in parts])
+    count, parts = 0, [colsum]
+    if layout == "block":
+        tiles = padded.reshape(rows // 4, 4, cols // 16, 16).transpose(1, 2)
+        kept = (tiles != 0).any(-1).any(-1)
+        index = kept.nonzero()[:, 1].to(torch.int16)
+        count = index.numel()
+        parts += [_offsets(kept), index, tiles[kept]]
+    else:
+        lines = (
+            padded.reshape(rows // 16, 16, cols // 4, 4).transpose(1, 2).reshape(rows // 16, cols // 4, 64)
+        )
+        if layout == "bitmask":
+            pairs = (rows // 16 + 1) // 2
+            lines = torch.nn.functional.pad(lines, (0, 0, 0, 0, 0, rows // 16 % 2))
+            lines = lines.reshape(pairs, 2, cols // 4, 64).transpose(1, 2)
+            kept = lines != 0
+            powers = 1 << torch.arange(8, dtype=torch.uint8, device=device)
+            masks = (kept.reshape(pairs, cols // 4, 2, 8, 8) * powers).sum(-1, dtype=torch.uint8)
+            count = int(kept.sum())
+            parts += [_offsets(kept), masks, lines[kept], torch.zeros(64, dtype=torch.int8, device=device)]
+        else:
+            parts.append(lines)
+    code = ("dense", "bitmask", "block").index(layout)
+    words = [0x5654434F, 1, code, 0, n, 0, k, 0, count % 2**32, count // 2**32, *[0] * 6]
+    header = torch.tensor(words, dtype=torch.int64, device=device).to(torch.int32)
+    return torch.cat([_padded_bytes(part) for part in (header, *parts)])
 
 
-def unpack_weight(packed: Tensor, n: int, k: int) -> Tensor:
-    np_, kp = n + -n % 16, k + -k % 64
-    panels = packed[64 + 4 * np_ :].view(torch.int8).reshape(np_ // 16, kp // 4, 16, 4)
-    return panels.transpose(1, 2).reshape(np_, kp)[:n, :k].contiguous()
+def _offsets(kept: Tensor) -> Tensor:
+    counts = kept.reshape(kept.shape[0], kept[:1].numel()).sum(1)
+    return torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+
+
+def _padded_bytes(part: Tensor) -> Tensor:
+    raw = part.reshape(-1).view(torch.uint8)
+    return torch.nn.functional.pad(raw, (0, -raw.numel() % 64))
+
+
+def unpack_weight(packed: Tensor, n: int, k: int, layout: str) -> Tensor:
+    rows, cols = n + -n % 16, k + -k % 64
+    at = 64 + 4 * rows
+
+    def part(nbytes: int, dtype: torch.dtype) -> Tensor:
+        nonlocal at
+        start, at = at, at + nbytes + -nbytes % 64
+        return packed[start : start + nbytes].view(dtype)
+
+    count = int(packed[32:40].view(torch.int64))
+    if layout == "block":
+        offsets = part(8 * (rows // 4 + 1), torch.int64)
+        index = part(2 * count, torch.int16).to(torch.int64) & 0xFFFF
+        row = torch.arange(rows // 4, device=packed.device).repeat_interleave(offsets.diff())
+        tiles = packed.new_zeros((rows // 4, cols // 16, 4, 16), dtype=torch.int8)
+        tiles[row, index] = part(64 * count, torch.int8).reshape(count, 4, 16)
+        padded = tiles.transpose(1, 2)
+    else:
+        if layout == "bitmask":
+            pairs = (rows // 16 + 1) // 2
+            lines = packed.new_zeros((pairs, cols // 4, 2, 64), dtype=torch.int8)
+            part(8 * (pairs + 1), torch.int64)
+            masks = part(lines.numel() // 8, torch.uint8).unsqueeze(-1)
+            bits = masks >> torch.arange(8, dtype=torch.uint8, device=packed.device) & 1
+            lines[bits.reshape(lines.shape) != 0] = part(count, torch.int8)
+            lines = lines.transpose(1, 2).reshape(2 * pairs, cols // 4, 64)[: rows // 16]
+        else:
+            lines = part(rows * cols, torch.int8)
+        padded = lines.reshape(rows // 16, cols // 4, 16, 4).transpose(1, 2)
+    return padded.reshape(rows, cols)[:n, :k].contiguous()
 
 
 def apply_mask(w: Tensor, mask: Tensor) -> Tensor:
