@@ -203,6 +203,8 @@ def test_errors_of_prune_model():
         prune_model_(quantize_(nn.Sequential(nn.Linear(40, 24))), sparsity=0.5)
     with pytest.raises(ValueError, match="exactly one of threshold, ratio and sparsity"):
         prune_model_(model())
+    with pytest.raises(ValueError, match=r"pattern: expected .* got 24"):
+        prune_model_(model(), pattern=24)
 
 
 def test_pruned_then_quantized_weights_stay_zero():

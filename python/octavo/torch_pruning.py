@@ -338,16 +338,17 @@ def prune_model_(
     keep_masks: False: the weights are zeros once, and training would change them again. True: each of these
         weights also gets its mask as a parametrization (octavo.nn.PruningMask), for every module that has it:
         it trains, and what is pruned stays 0. The parameter stays the same object, so an optimizer goes on.
-        torch.nn.utils.parametrize.remove_parametrizations(module, "weight") makes it permanent;
-        octavo.quantize_ does not need that. Masks that a weight already has stay, and are combined.
+        torch.nn.utils.parametrize.remove_parametrizations(module, "weight") makes it permanent, which
+        torch.save of a whole module needs (its state dict does not) and octavo.quantize_ does not. Masks that
+        a weight has from an earlier call stay, and are combined.
     ValueError if there is no such weight, and, with the layer's name, for a shape that the pattern does not
     divide and for a weight that is computed from other parameters; TypeError for an unknown dtype, and for
     devices that differ. The model is unchanged then.
     """
     if scope not in ("global", "layer"):
         raise ValueError(f"scope: expected 'global' or 'layer', got {scope!r}")
-    together = scope == "global" and ":" not in pattern
     chosen = _selection(threshold, ratio, sparsity, pattern, "keep")
+    together = scope == "global" and ":" not in pattern
     weights = _weights(model, filter_fn)
     if not weights:
         raise ValueError(
