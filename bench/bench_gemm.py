@@ -15,6 +15,7 @@ from cli import main
 from common import Case, Contender, Parity, check_all, check_equal
 from held import ENVIRONMENTS
 from machine import optional, rotation
+from plot import roofline
 
 octavo = optional("octavo")
 reference = optional("octavo.reference")
@@ -145,4 +146,4 @@ def held_cases(quick: bool, threads: int, isa: str) -> Sequence[Case]:
 
 if __name__ == "__main__":
     peers.prepare()
-    sys.exit(main("int8 matrix products", make_cases, held_cases))
+    sys.exit(main("int8 matrix products", make_cases, held_cases, draw=roofline))

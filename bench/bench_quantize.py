@@ -1,47 +1,22 @@
-"""Quantization and pruning against torch and onnxruntime: C6 row quantize, C7 exact 50 % mask, C8 prune and
-quantize. Sets of buffers are used in turn, together more than the last-level cache holds."""
+"""Quantization against torch and onnxruntime: C6 row quantize; Q1 one scale, Q2 dequantize. Sets of buffers
+are used in turn, together more than the last-level cache holds."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 import peers
+from buffers import STEPS, inputs, ours, outputs
 from cli import main
 from common import Case, Contender, Parity, check_all, check_equal, check_steps
 from machine import optional, rotation
 
 octavo = optional("octavo")
 reference = optional("octavo.reference")
-
-Array = np.ndarray[Any, Any]
-
-THRESHOLD = 0.5  # of a standard normal weight: prunes 38 %
-STEPS = 1e-3  # share of a peer's integers that may be one off: another order of the same roundings
-
-
-def inputs(rows: int, cols: int, count: int) -> list[Array]:
-    rng = np.random.default_rng(rows + cols)
-    first = rng.standard_normal((rows, cols), dtype=np.float32)
-    return [np.roll(first, i, axis=1) for i in range(count)]
-
-
-def outputs(xs: Sequence[Array], *kinds: tuple[Any, bool]) -> list[tuple[Any, ...]]:
-    """Per set, one array of each (dtype, whether one per element or one per row); written, so that no call
-    pays for page faults."""
-    shapes = {True: xs[0].shape, False: xs[0].shape[:1]}
-    return [tuple(peers.given(np.ones(shapes[full], dtype)) for dtype, full in kinds) for _ in xs]
-
-
-def ours(name: str, call: Callable[[int], Any], check: Callable[[], Parity]) -> Contender:
-    def checked() -> Parity:
-        call(0)
-        return check()
-
-    return Contender(name, call, checked, ours=True)
 
 
 def row_case(rows: int, cols: int, dtype: str, symmetric: bool, compiled: bool) -> Case:
@@ -151,76 +126,6 @@ def dequantize_case(rows: int, cols: int, threads: int, compiled: bool) -> Case:
     return Case("Q2", label, float(moved), "GB/s", "copy", contenders)
 
 
-def prune_quantize_case(rows: int, cols: int, compiled: bool) -> Case:
-    moved = rows * cols * (4 + 1 + 1) + rows * 4
-    label = f"prune at {THRESHOLD} + quantize {rows}x{cols} float32, per row, with mask"
-
-    def contenders() -> list[Contender]:
-        xs = inputs(rows, cols, rotation(moved))
-        given = [peers.given(x) for x in xs]
-        outs = outputs(xs, (np.int8, True), (np.float32, False), (np.bool_, True))
-        mask = reference.prune_masks([xs[0]], threshold=THRESHOLD)[0]
-        data, scale, _ = reference.quantize(reference.apply_mask(xs[0], mask))
-        count = len(xs)
-
-        def call(i: int) -> Any:
-            return octavo.prune_quantize(given[i % count], threshold=THRESHOLD, out=outs[i % count])
-
-        def call_fresh(i: int) -> Any:
-            return octavo.prune_quantize(given[i % count], threshold=THRESHOLD)
-
-        def exact(got: tuple[Any, ...]) -> Parity:
-            return check_all(*(check_equal(g, e) for g, e in zip(got, (data, scale, mask), strict=True)))
-
-        def check_fresh() -> Parity:
-            quantized, kept = call_fresh(0)
-            return exact((quantized.data, quantized.scale, kept))
-
-        def arguments(i: int) -> tuple[Any, ...]:
-            return (given[i % count], THRESHOLD, *outs[i % count])
-
-        def near() -> Parity:
-            return check_all(check_equal(outs[0][2], mask), check_steps(outs[0][0], data, STEPS))
-
-        return [
-            ours("octavo prune_quantize, out=", call, lambda: exact(outs[0])),
-            Contender("octavo prune_quantize", call_fresh, check_fresh, ours=True),
-            *peers.torch_pair(peers.prune_quantize_rows, arguments, near, compiled),
-        ]
-
-    return Case("C8", label, float(moved), "GB/s", "copy", contenders)
-
-
-def half_case(rows: int, cols: int) -> Case:
-    """GB/s counts one read of the tensor: 25 % of the read bandwidth is the time of four reads."""
-    moved = rows * cols * 4
-    label = f"exact 50 % of {rows}x{cols} float32: mask and pruned copy"
-
-    def contenders() -> list[Contender]:
-        ws = inputs(rows, cols, rotation(moved))
-        given = [peers.given(w) for w in ws]
-        outs = [out for (out,) in outputs(ws, (np.bool_, True))]
-        mask = reference.prune_masks([ws[0]], sparsity=0.5)[0]
-        count = len(ws)
-
-        def prune(i: int) -> Any:
-            return octavo.prune(given[i % count], sparsity=0.5)
-
-        def mask_only(i: int) -> Any:
-            return octavo.prune_mask(given[i % count], sparsity=0.5, out=outs[i % count])
-
-        def check() -> Parity:
-            return check_equal(prune(0), reference.apply_mask(ws[0], mask))
-
-        return [
-            Contender("octavo prune", prune, check, ours=True),
-            ours("octavo prune_mask, out=: only the mask", mask_only, lambda: check_equal(outs[0], mask)),
-            *peers.halvings(ws, mask),
-        ]
-
-    return Case("C7", label, float(moved), "GB/s", "read", contenders)
-
-
 def make_cases(quick: bool, threads: int) -> Sequence[Case]:
     rows, cols, compiled = (512, 4096, False) if quick else (4096, 4096, True)
     return [
@@ -229,11 +134,9 @@ def make_cases(quick: bool, threads: int) -> Sequence[Case]:
         row_case(rows, cols, "float32", False, compiled),
         tensor_case(rows, cols, threads, compiled),
         dequantize_case(rows, cols, threads, compiled),
-        prune_quantize_case(rows, cols, compiled),
-        half_case(rows, cols),
     ]
 
 
 if __name__ == "__main__":
     peers.prepare()
-    sys.exit(main("quantization and pruning", make_cases))
+    sys.exit(main("quantization", make_cases))

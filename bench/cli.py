@@ -17,13 +17,15 @@ from typing import Any
 from common import QUICK, RESULT_SAMPLES, Case, Result, Settings, run_all, to_json, write_json
 from held import ENVIRONMENTS, held_isa
 from machine import Clock, Limits, host_facts, optional, set_threads, usable_cpus
-from plot import roofline
 
 Document = dict[str, Any]
 HeldCases = Callable[[bool, int, str], Sequence[Case]]
+Draw = Callable[[Document, Path], object]
 
 
-def parse_arguments(description: str, gemm: bool, argv: Sequence[str] | None = None) -> argparse.Namespace:
+def parse_arguments(
+    description: str, held: bool, argv: Sequence[str] | None = None, plots: bool = False
+) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="small shapes and few samples: does it run?")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample and fact here")
@@ -31,9 +33,10 @@ def parse_arguments(description: str, gemm: bool, argv: Sequence[str] | None = N
     parser.add_argument("--samples", type=int, help=f"rounds per case; a result needs {RESULT_SAMPLES}")
     parser.add_argument("--only", metavar="TEXT", help="only cases with these whole words in id and label")
     parser.set_defaults(isa=None, plot=None)
-    if gemm:
+    if held:
         parser.add_argument("--isa", choices=ENVIRONMENTS, help="only the cases that hold everybody to this")
-        parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the cases under the roofline")
+    if plots:
+        parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the cases")
     return parser.parse_args(argv)
 
 
@@ -78,8 +81,9 @@ def main(
     make_cases: Callable[[bool, int], Sequence[Case]],
     held_cases: HeldCases | None = None,
     argv: Sequence[str] | None = None,
+    draw: Draw | None = None,
 ) -> int:
-    args = parse_arguments(description, held_cases is not None, argv)
+    args = parse_arguments(description, held_cases is not None, argv, draw is not None)
     if optional("octavo") is None:
         raise SystemExit("octavo is not installed: pip install . first, or set PYTHONPATH=python")
     if args.plot is not None and optional("matplotlib") is None:
@@ -123,7 +127,7 @@ def main(
         document["cases"] += more
         if args.json is not None:
             write_json(document, args.json)
-    if args.plot is not None:
-        roofline(document, args.plot)
-        print(f"\nroofline: {args.plot}")
+    if args.plot is not None and draw is not None:
+        draw(document, args.plot)
+        print(f"\nplot: {args.plot}")
     return status

@@ -59,6 +59,7 @@ class Case:
     contenders: Callable[[], Sequence[Contender]]  # built when the case runs, freed after it
     operations: float = 0.0  # of one unit; and bytes to and from memory: its place under the roofline
     traffic: float = 0.0
+    sparsity: float | None = None  # the share that goes: its place in the plot over sparsity
     environment: dict[str, str] = field(default_factory=dict)  # that holds every contender to one ISA
 
 
@@ -171,6 +172,7 @@ class Result:
     rows: list[Row]
     operations: float
     traffic: float
+    sparsity: float | None
     environment: dict[str, str]
 
 
@@ -289,6 +291,7 @@ def run_case(
             rows=rows,
             operations=case.operations,
             traffic=case.traffic,
+            sparsity=case.sparsity,
             environment=case.environment,
         )
         tries.append((result, taken))

@@ -20,7 +20,6 @@ Array = np.ndarray[Any, Any]
 torch = optional("torch")
 ort = optional("onnxruntime")
 onnx = optional("onnx")
-pruning = optional("torch.nn.utils.prune")
 
 
 def prepare() -> None:
@@ -112,12 +111,6 @@ def dequantize_rows(data: Any, scale: Any, out: Any) -> None:
     out.copy_(data.float() * scale.unsqueeze(-1))
 
 
-def prune_quantize_rows(x: Any, threshold: float, data: Any, scale: Any, mask: Any) -> None:
-    keep = x.abs() > threshold
-    mask.copy_(keep)
-    quantize_rows(x.where(keep, 0.0), data, scale)
-
-
 def quantizers_of_tensors(xs: Sequence[Array], expected: Array, threads: int) -> list[Contender]:
     name = "onnxruntime DynamicQuantizeLinear"
     return [peer(name, ort_dynamic_quantize, xs, expected, threads, needs=[ort, onnx])]
@@ -188,54 +181,3 @@ def ort_dequantize(
         return check_equal(outs[0]["y"], expected)
 
     return Contender(name, run, check)
-
-
-# ---- half of the weights, exactly
-
-
-def halvings(ws: Sequence[Array], mask: Array) -> list[Contender]:
-    return [
-        peer("torch.nn.utils.prune L1Unstructured", l1_unstructured, ws, mask, needs=[torch, pruning]),
-        peer("torch kthvalue, then where", torch_kthvalue, ws, mask, needs=[torch]),
-        peer("NumPy partition, 1 thread", numpy_partition, ws, mask, needs=[]),
-    ]
-
-
-def check_pruned(pruned: Any, w: Array, mask: Array, ties: float) -> Parity:
-    """Zero where the mask is False; `ties`: the share that may differ where equal magnitudes met the cut."""
-    kept = np.asarray(pruned) != 0
-    wrong = np.count_nonzero(kept != mask) / mask.size
-    if wrong > ties or not np.array_equal(np.asarray(pruned)[kept], w[kept]):
-        return Parity(False, f"{wrong:.1e} of the mask differs")
-    return Parity(True, "exact" if not wrong else f"{wrong:.1e} off at ties")
-
-
-def l1_unstructured(name: str, ws: Sequence[Array], mask: Array) -> Contender:
-    tensors = [torch.from_numpy(w) for w in ws]
-    method = pruning.L1Unstructured(0.5)
-
-    def call(i: int) -> Any:
-        return method.prune(tensors[i % len(tensors)])
-
-    return Contender(name, call, lambda: check_pruned(call(0), ws[0], mask, ties=1e-5))
-
-
-def torch_kthvalue(name: str, ws: Sequence[Array], mask: Array) -> Contender:
-    tensors = [torch.from_numpy(w) for w in ws]
-
-    def call(i: int) -> Any:
-        w = tensors[i % len(tensors)]
-        magnitude = w.abs()
-        return w.where(magnitude > magnitude.view(-1).kthvalue(round(0.5 * w.numel())).values, 0.0)
-
-    return Contender(name, call, lambda: check_pruned(call(0), ws[0], mask, ties=1e-5))
-
-
-def numpy_partition(name: str, ws: Sequence[Array], mask: Array) -> Contender:
-    def call(i: int) -> Array:
-        w = ws[i % len(ws)]
-        magnitude, k = np.abs(w), round(0.5 * w.size)
-        cut = np.partition(magnitude.reshape(-1), k - 1)[k - 1]
-        return np.where(magnitude > cut, w, np.float32(0))
-
-    return Contender(name, call, lambda: check_pruned(call(0), ws[0], mask, ties=1e-5))

@@ -1,4 +1,5 @@
-"""A run's cases under the machine's roofline, from the JSON that the run writes: one panel per ISA."""
+"""A run's cases drawn from the JSON that it writes: under the machine's roofline, one panel per ISA; or the
+time of pruning over the share that goes."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from typing import Any
 from machine import optional
 
 Document = dict[str, Any]
-OURS, PEER, ROOF = "#0b5fa5", "#c2410c", "#555555"
+OURS, PEER, MORE, ROOF = "#0b5fa5", "#c2410c", "#7c2d92", "#555555"
+STYLES = ("-", "--", ":", "-.")
 
 
 def panels(document: Document) -> dict[str, list[Document]]:
@@ -113,14 +115,64 @@ def roofline(document: Document, path: Path) -> None:
         left.plot([], [], "o", mfc="white", mec=PEER, label="best peer")[0],
     ]
     axes[0][0].legend(handles=legend, loc="upper left", fontsize=8)
+    figure.suptitle(headline(document), fontsize=10)
+    figure.savefig(path, dpi=150)
+
+
+def series(document: Document) -> dict[str, list[tuple[float, float]]]:
+    """Contender -> (sparsity, seconds) of the cases that have a place over sparsity, by rising sparsity."""
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for case in sorted(placed(document), key=lambda case: float(case["sparsity"])):
+        for row in case["rows"]:
+            if row["time"]:
+                lines.setdefault(row["name"], []).append((case["sparsity"], row["time"]["median"]))
+    return lines
+
+
+def placed(document: Document) -> list[Document]:
+    return [case for case in document["cases"] if case.get("sparsity") is not None]
+
+
+def over_sparsity(document: Document, path: Path) -> None:
+    """The time of every contender over the share that goes, above that of reading the tensor once."""
+    cases, lines = placed(document), series(document)
+    if not lines:
+        raise SystemExit("--plot: no case of this run has a place over sparsity")
+    our_names = {row["name"] for case in cases for row in case["rows"] if row["ours"]}
+    figure = optional("matplotlib.figure").Figure(figsize=(9, 5.5), layout="constrained", facecolor="white")
+    axes = figure.subplots()
+    drawn = {True: 0, False: 0}
+    for name, points in lines.items():
+        ours = name in our_names
+        turn, style = divmod(drawn[ours], 4)
+        drawn[ours] += 1
+        xs, ys = [100 * x for x, _ in points], [1e3 * y for _, y in points]
+        color = OURS if ours else (PEER, MORE)[turn % 2]
+        axes.plot(xs, ys, STYLES[style], marker="os^v"[style], ms=4, lw=1.2, color=color, label=name)
+    name = cases[0]["limit_name"]
+    limit = roof(cases, name)
+    if limit is not None:
+        row = next(row for row in cases[0]["rows"] if row["time"])
+        once = 1e3 * row["rate"] * row["time"]["median"] / limit
+        for times, text in ((1, "one read of the tensor"), (4, "four reads")):
+            axes.axhline(times * once, color=ROOF, lw=0.8)
+            axes.text(50, times * once, f"{text} at {limit:,.0f} GB/s", color=ROOF, va="bottom", fontsize=8)
+    axes.set(yscale="log", xlabel="pruned, %", ylabel="ms", title=cases[0]["label"].split(" of ", 1)[-1])
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+    axes.grid(which="major", color="#e5e5e5", lw=0.6)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
+    figure.suptitle(headline(document), fontsize=10)
+    figure.savefig(path, dpi=150)
+
+
+def headline(document: Document) -> str:
     host = document["host"]
     title = f"{document['bench']}: {host['cpu']}, {host['threads']} threads"
-    title += "" if document["is_result"] else " (too few samples for a result)"
-    figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=150)
+    return title if document["is_result"] else f"{title} (too few samples for a result)"
 
 
 if __name__ == "__main__":
     if len(sys.argv) != 3:
         raise SystemExit("usage: plot.py RUN.json OUT.png")
-    roofline(json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2]))
+    run: Document = json.loads(Path(sys.argv[1]).read_text())
+    (over_sparsity if placed(run) else roofline)(run, Path(sys.argv[2]))

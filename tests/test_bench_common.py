@@ -475,7 +475,7 @@ def test_a_peer_without_a_switch_is_left_out_of_a_held_run(monkeypatch: pytest.M
 
 
 def arguments(*flags: str) -> Any:
-    return cli.parse_arguments("test", True, ["--threads", "2", *flags])
+    return cli.parse_arguments("test", True, ["--threads", "2", *flags], plots=True)
 
 
 class HeldRun:
@@ -594,4 +594,4 @@ def test_the_roofline_is_a_picture(tmp_path: Path) -> None:
 def test_a_plot_without_matplotlib_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli, "optional", {"octavo": object()}.get)
     with pytest.raises(SystemExit, match="pip install matplotlib"):
-        cli.main("t", lambda q, t: [], lambda q, t, isa: [], ["--plot", "p.png"])
+        cli.main("t", lambda q, t: [], None, ["--plot", "p.png"], plot.roofline)

@@ -1,4 +1,4 @@
-"""Int8Linear, quantize_ and prune_model_: what they hold, save, compute and refuse."""
+"""Int8Linear and quantize_: what they hold, save, compute and refuse."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 from torch._dynamo.testing import CompileCounterWithBackend  # noqa: E402
 
-from octavo.nn import Int8Dynamic, Int8Linear, prune_model_, quantize_  # noqa: E402
+from octavo.nn import Int8Dynamic, Int8Linear, quantize_  # noqa: E402
 
 inductor = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # its own
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -353,66 +353,6 @@ def test_torch_transformers_leave_their_fused_path(padding):
             expected, actual = expected[~mask], actual[~mask]
     assert isinstance(m.layers[0].linear1, Int8Linear)
     assert torch.nn.functional.cosine_similarity(actual, expected, dim=-1).min() > 0.99
-
-
-# ---- prune_model_ ----
-
-
-def weights(m):
-    return [child.weight.detach().clone() for child in m.modules() if isinstance(child, nn.Linear)]
-
-
-def test_prune_model_selects_over_all_weights_or_in_each():
-    m = model()
-    before = weights(m)
-    norm = m[3].weight.detach().clone()
-    assert prune_model_(m, sparsity=0.5) is m
-    for after, expected in zip(weights(m), octavo.prune(before, sparsity=0.5), strict=True):
-        assert torch.equal(after, expected)
-    assert torch.equal(m[3].weight, norm)
-
-    m = model()
-    before = weights(m)
-    prune_model_(m, sparsity=0.5, scope="layer")
-    for after, expected in zip(weights(m), before, strict=True):
-        assert torch.equal(after, octavo.prune(expected, sparsity=0.5))
-
-
-@pytest.mark.parametrize("select", [{"pattern": "2:4"}, {"threshold": 0.1}, {"ratio": 0.5}])
-def test_prune_model_passes_the_selection_on(select):
-    m = model()
-    before = weights(m)
-    prune_model_(m, **select)
-    for after, expected in zip(weights(m), octavo.prune(before, **select), strict=True):
-        assert torch.equal(after, expected)
-
-
-def test_prune_model_filters_and_prunes_shared_weights_once():
-    m = nn.ModuleDict(
-        {"conv": nn.Conv1d(4, 8, 3), "a": linear(), "b": linear(), "embedding": nn.Embedding(5, 4)}
-    )
-    m["b"].weight = m["a"].weight
-    prune_model_(m, sparsity=0.5, scope="layer", filter_fn=lambda module, fqn: fqn != "embedding")
-    assert m["conv"].weight.count_nonzero() == 48
-    assert m["a"].weight.count_nonzero() == 480
-    assert m["embedding"].weight.count_nonzero() == 20
-    assert m["a"].weight.requires_grad
-
-
-def test_errors_of_prune_model():
-    with pytest.raises(ValueError, match="scope: expected 'global' or 'layer', got 'all'"):
-        prune_model_(model(), sparsity=0.5, scope="all")
-    with pytest.raises(ValueError, match="model: expected at least one module with a float weight"):
-        prune_model_(quantize_(nn.Sequential(linear())), sparsity=0.5)
-    with pytest.raises(ValueError, match="exactly one of threshold, ratio and sparsity"):
-        prune_model_(model())
-
-
-def test_pruned_then_quantized_weights_stay_zero():
-    m = prune_model_(model(), sparsity=0.7)
-    zero = m[0].weight == 0
-    quantize_(m)
-    assert not m[0].weight[zero].any()
 
 
 # ---- CUDA ----

@@ -1,8 +1,8 @@
-"""Linear layers that hold and multiply int8, and the calls that put them into a model."""
+"""Linear layers that hold and multiply int8, and the call that puts them into a model; pruning of modules."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,30 @@ from . import ops, torch_ops
 from .arrays import needs_dispatcher
 from .linear import ACTIVATIONS
 from .packed import PackedWeight, pack_buffer
+from .torch_pruning import (
+    L1SemiStructured,
+    L1Structured,
+    L1Unstructured,
+    PruningMask,
+    RatioUnstructured,
+    ThresholdUnstructured,
+    l1_unstructured,
+    prune_model_,
+)
+
+__all__ = [
+    "Int8Dynamic",
+    "Int8Linear",
+    "L1SemiStructured",
+    "L1Structured",
+    "L1Unstructured",
+    "PruningMask",
+    "RatioUnstructured",
+    "ThresholdUnstructured",
+    "l1_unstructured",
+    "prune_model_",
+    "quantize_",
+]
 
 Filter = Callable[[nn.Module, str], bool]
 
@@ -225,43 +249,3 @@ def _leave_fused_path(module: nn.Module) -> None:
         module.activation_relu_or_gelu = 0
     elif isinstance(module, nn.TransformerEncoder):
         module.use_nested_tensor = False
-
-
-def prune_model_(
-    model: nn.Module,
-    *,
-    sparsity: float | None = None,
-    threshold: float | None = None,
-    ratio: float | None = None,
-    pattern: str = "unstructured",
-    scope: str = "global",
-    filter_fn: Filter | None = None,
-) -> nn.Module:
-    """Sets weights of `model` to zero, in place, and returns the model.
-
-    The arguments are those of octavo.prune. scope="global" selects over all weights together, "layer" in each
-    alone. filter_fn(module, fqn) chooses among the modules with a float parameter `weight` (default:
-    torch.nn.Linear); a weight that several modules share is pruned once. ValueError if there is none.
-    """
-    if scope not in ("global", "layer"):
-        raise ValueError(f"scope: expected 'global' or 'layer', got {scope!r}")
-    weights = list(_weights(model, filter_fn))
-    if not weights:
-        raise ValueError(
-            "model: expected at least one module with a float weight that filter_fn accepts, got none"
-        )
-    with torch.no_grad():
-        for group in [weights] if scope == "global" else [[weight] for weight in weights]:
-            ops.prune_(group, sparsity=sparsity, threshold=threshold, ratio=ratio, pattern=pattern)
-    return model
-
-
-def _weights(model: nn.Module, filter_fn: Filter | None) -> Iterator[Tensor]:
-    seen: set[int] = set()
-    for fqn, module in model.named_modules():
-        weight = module._parameters.get("weight")
-        if weight is None or not weight.is_floating_point() or id(weight) in seen:
-            continue
-        if isinstance(module, nn.Linear) if filter_fn is None else filter_fn(module, fqn):
-            seen.add(id(weight))
-            yield weight
