@@ -52,7 +52,7 @@ ThreadsInfo threads_info();
 
 // Per-thread memory that grows to what was needed and stays: a fresh large allocation costs more in page faults than
 // the kernels that use it. Slots never alias. Aligned to 64 bytes.
-enum class Slot { rows, row_scales, bias, panels };
+enum class Slot { rows, row_scales, bias, panels, grouped_rows };
 void* scratch(Slot slot, int64_t bytes);
 
 }  // namespace octavo

@@ -5,15 +5,15 @@
 // multiplied by panels expanded once.
 // Tiles: 1 row x 256 columns, 2 x 128, 4 x 96, 8 x 32, 12 x 32: at most 24 accumulators, 8 broadcasts, a line.
 //
-// block: a tile is one operand of vpdpbusd; 16 terms of A, broadcast to its four columns, are the other. Its four 128-bit
-// lanes are columns, whose four sums each are added up at the end of a row of tiles.
-// Tile: 8 rows x 4 columns, twice: even and odd tiles have accumulators of their own to hide the latency of vpdpbusd. 16
-// accumulators, a tile and a broadcast; nine loads feed eight multiply-adds.
+// block: 16 terms of four rows of A are one operand of vpdpbusd, 16 terms of a column of a tile, four times, the other. The
+// four sums of each row are added up at the end of a row of tiles.
+// Tile: 16 rows x 4 columns = 16 accumulators, 4 broadcasts, 1 vector of A; 8 loads feed 16 multiply-adds. A is rearranged for
+// that, [k / 16][row][16], and comes from L2, so what the next tiles need is prefetched.
 #include "vec_avx512.h"
 
+#include "../parallel.h"
 #include "epilogue.inl"
 #include "expand.h"
-#include "tiles.inl"
 #include "unroll.h"
 
 namespace octavo {
@@ -140,84 +140,95 @@ void gemm_bitmask(const GemmBlock& g, const PackedView& w) {
   return pairs_by_rows<12, 1>(g, w);
 }
 
-// The sums of four rows, [column][row] in its lanes, from their four partial sums each.
-inline __m512i add_partial_sums(__m512i r0, __m512i r1, __m512i r2, __m512i r3) {
-  const __m512i low = add(_mm512_unpacklo_epi32(r0, r1), _mm512_unpackhi_epi32(r0, r1));
-  const __m512i high = add(_mm512_unpacklo_epi32(r2, r3), _mm512_unpackhi_epi32(r2, r3));
+// [row][column] of four rows and columns, from the partial sums of each column: a row in each 128 bits.
+inline __m512i add_partial_sums(const __m512i (&column)[kTileColumns]) {
+  const __m512i low =
+      add(_mm512_unpacklo_epi32(column[0], column[1]), _mm512_unpackhi_epi32(column[0], column[1]));
+  const __m512i high =
+      add(_mm512_unpacklo_epi32(column[2], column[3]), _mm512_unpackhi_epi32(column[2], column[3]));
   return add(_mm512_unpacklo_epi64(low, high), _mm512_unpackhi_epi64(low, high));
 }
 
-// kRows rows by one row of tiles, of which kSets are under way at once; sums[kRows][kPanelN].
-template <int kRows, int kSets>
-inline void multiply_tiles(const uint8_t* a, int64_t lda, const uint16_t* index, const int8_t* tiles,
-                           int64_t count, int32_t* sums) {
-  __m512i acc[kSets][kRows];
-  OCTAVO_UNROLL
-  for (auto& set : acc) {
-    OCTAVO_UNROLL
-    for (auto& v : set) v = _mm512_setzero_si512();
-  }
-  auto multiply = [&](int64_t t, __m512i(&set)[kRows]) {
-    const int8_t* tile = tiles + t * kLine;
-    _mm_prefetch(tile + 16 * kLine, _MM_HINT_T0);
-    const __m512i weights = _mm512_loadu_si512(tile);
-    const uint8_t* terms = a + index[t] * kTileTerms;
-    OCTAVO_UNROLL
-    for (int r = 0; r < kRows; ++r) {
-      const __m128i sixteen = _mm_loadu_si128(reinterpret_cast<const __m128i*>(terms + r * lda));
-      set[r] = _mm512_dpbusd_epi32(set[r], _mm512_broadcast_i32x4(sixteen), weights);
-      settle(set[r]);
-    }
-  };
-  int64_t t = 0;
-  for (; t + kSets <= count; t += kSets) {
-    OCTAVO_UNROLL
-    for (int s = 0; s < kSets; ++s) multiply(t + s, acc[s]);
-  }
-  for (; t < count; ++t) multiply(t, acc[0]);
-  OCTAVO_UNROLL
-  for (int s = 1; s < kSets; ++s) {
-    OCTAVO_UNROLL
-    for (int r = 0; r < kRows; ++r) acc[0][r] = add(acc[0][r], acc[s][r]);
-  }
-  constexpr int kFour = kRows < 4 ? kRows : 4;
-  OCTAVO_UNROLL
-  for (int r = 0; r < kRows; r += kFour) {
-    const __m512i* rows = acc[0] + r;
-    const __m512i four = add_partial_sums(rows[0], rows[1 % kFour], rows[2 % kFour], rows[3 % kFour]);
-    store_quarters<kFour>(sums + r * kPanelN, kPanelN * sizeof *sums, transpose(four));
+// Rows of A as a tile meets them: 16 terms of kRows rows beside each other, [k / 16][row][16].
+template <int kRows>
+void group_rows(const GemmBlock& g, int64_t row, uint8_t* grouped) {
+  for (int64_t r = 0; r < kRows; ++r) {
+    const uint8_t* a = g.a + (row + r) * g.lda;
+    for (int64_t k = 0; k < g.k; k += kTileTerms)
+      memcpy(grouped + k * kRows + r * kTileTerms, a + k, kTileTerms);
   }
 }
 
-template <int kRows, int kSets>
+// kGroups groups of four rows by one row of tiles.
+template <int kGroups>
+inline void multiply_tiles(const uint8_t* grouped, const uint16_t* index, const int8_t* tiles, int64_t count,
+                           __m512i (&sums)[kGroups]) {
+  constexpr int64_t kTilesAhead =
+      4;  // beyond the last index lie tiles; an address made of them is only prefetched
+  __m512i acc[kGroups][kTileColumns];
+  OCTAVO_UNROLL
+  for (auto& group : acc) {
+    OCTAVO_UNROLL
+    for (auto& v : group) v = _mm512_setzero_si512();
+  }
+  for (int64_t t = 0; t < count; ++t, tiles += kLine) {
+    const uint8_t* rows = grouped + index[t] * kGroups * kLine;
+    const uint8_t* later = grouped + index[t + kTilesAhead] * kGroups * kLine;
+    _mm_prefetch(tiles + 16 * kLine, _MM_HINT_T0);
+    __m512i weights[kTileColumns];
+    OCTAVO_UNROLL
+    for (int c = 0; c < kTileColumns; ++c) {
+      const auto* terms = reinterpret_cast<const __m128i*>(tiles + c * kTileTerms);
+      weights[c] = _mm512_broadcast_i32x4(_mm_loadu_si128(terms));
+    }
+    OCTAVO_UNROLL
+    for (int i = 0; i < kGroups; ++i) {
+      _mm_prefetch(later + i * kLine, _MM_HINT_T0);
+      const __m512i four_rows = _mm512_load_si512(rows + i * kLine);
+      OCTAVO_UNROLL
+      for (int c = 0; c < kTileColumns; ++c) {
+        acc[i][c] = _mm512_dpbusd_epi32(acc[i][c], four_rows, weights[c]);
+        settle(acc[i][c]);
+      }
+    }
+  }
+  OCTAVO_UNROLL
+  for (int i = 0; i < kGroups; ++i) sums[i] = add_partial_sums(acc[i]);
+}
+
+template <int kGroups>
 void tile_panels(const GemmBlock& g, const PackedView& w, int64_t row, int64_t begin, int64_t end) {
+  constexpr int kRows = 4 * kGroups;
+  auto* grouped = static_cast<uint8_t*>(scratch(Slot::grouped_rows, kRows * padded_k(g.k)));
+  group_rows<kRows>(g, row, grouped);
   const int rows = static_cast<int>(g.m - row < kRows ? g.m - row : kRows);
   for (int64_t p = begin; p < end; ++p) {
-    alignas(64) int32_t sums[kRows * kPanelN];
+    __m512i of_tiles[kTileRows][kGroups];
     for (int64_t i = 0; i < kTileRows; ++i) {
       const int64_t *range = w.offsets + p * kTileRows + i, first = range[0];
-      multiply_tiles<kRows, kSets>(g.a + row * g.lda, g.lda, w.index + first, w.weights + first * kLine,
-                                   range[1] - first, sums + i * kTileColumns);
+      multiply_tiles<kGroups>(grouped, w.index + first, w.weights + first * kLine, range[1] - first,
+                              of_tiles[i]);
+    }
+    alignas(64) int32_t sums[kRows * kPanelN];
+    for (int i = 0; i < kGroups; ++i) {
+      const __m512i a = of_tiles[0][i], b = of_tiles[1][i], c = of_tiles[2][i], d = of_tiles[3][i];
+      const __m512i low_ab = _mm512_shuffle_i32x4(a, b, 0x44), high_ab = _mm512_shuffle_i32x4(a, b, 0xEE);
+      const __m512i low_cd = _mm512_shuffle_i32x4(c, d, 0x44), high_cd = _mm512_shuffle_i32x4(c, d, 0xEE);
+      int32_t* four = sums + i * 4 * kPanelN;
+      store(four, _mm512_shuffle_i32x4(low_ab, low_cd, 0x88));
+      store(four + kPanelN, _mm512_shuffle_i32x4(low_ab, low_cd, 0xDD));
+      store(four + 2 * kPanelN, _mm512_shuffle_i32x4(high_ab, high_cd, 0x88));
+      store(four + 3 * kPanelN, _mm512_shuffle_i32x4(high_ab, high_cd, 0xDD));
     }
     finish_tile<kPanelN, kPanelN>(g.epilogue, column_end(g), row, rows, p * kPanelN, sums);
   }
 }
 
 void gemm_tiles(const GemmBlock& g, const PackedView& w) {
-  const int64_t panel = w.count * kLine / panels_of(w.n) + 1;  // bytes, on average
-  const int64_t span = kSpanBytes / panel + 1;
-  for (int64_t first = g.panel_begin; first < g.panel_end; first += span) {
-    const int64_t last = first + span < g.panel_end ? first + span : g.panel_end;
-    for (int64_t row = 0; row < g.m; row += 8) {
-      switch (g.m - row) {
-        case 1: tile_panels<1, 4>(g, w, row, first, last); break;
-        case 2: tile_panels<2, 4>(g, w, row, first, last); break;
-        case 3:
-        case 4: tile_panels<4, 2>(g, w, row, first, last); break;
-        default: tile_panels<8, 2>(g, w, row, first, last); break;
-      }
-    }
-  }
+  int64_t row = 0;
+  for (; g.m - row > 8; row += 16) tile_panels<4>(g, w, row, g.panel_begin, g.panel_end);
+  if (g.m - row > 4) return tile_panels<2>(g, w, row, g.panel_begin, g.panel_end);
+  if (g.m - row > 0) tile_panels<1>(g, w, row, g.panel_begin, g.panel_end);
 }
 
 }  // namespace
