@@ -341,6 +341,6 @@ int64_t peak(int64_t iterations) {
 
 extern const GemmKernels kGemmAmx = {kTileM, gemm, peak};
 extern const SparseKernels kSparseAmx = {expand_pair, expand_tiles, INT64_MAX, gemm_bitmask,
-                                         10.0,        gemm_tiles,   0.8,       0.1};
+                                         6.0,         gemm_tiles,   0.6,       0.15};
 
 }  // namespace octavo

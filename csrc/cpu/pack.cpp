@@ -14,7 +14,6 @@ namespace octavo {
 namespace {
 
 constexpr int64_t kBlockBytes = kPanelN * kPanelK;
-constexpr int64_t kStripPanels = 4;
 constexpr int64_t kGrain = 1 << 18;  // weights worth a thread
 
 // w[c * n_stride + i * k_stride] for c < columns, i < terms; zeros elsewhere.

@@ -7,7 +7,6 @@
 namespace octavo {
 namespace {
 
-constexpr int64_t kStripPanels = 4;
 constexpr int64_t kFewRows = 16;  // up to here reading a weight takes longer than multiplying by it
 
 // The block's panels [begin, end) as a block of their own.

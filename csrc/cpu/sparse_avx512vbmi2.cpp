@@ -8,7 +8,7 @@
 // block: 16 terms of four rows of A are one operand of vpdpbusd, 16 terms of a column of a tile, four times, the other. The
 // four sums of each row are added up at the end of a row of tiles.
 // Tile: 16 rows x 4 columns = 16 accumulators, 4 broadcasts, 1 vector of A; 8 loads feed 16 multiply-adds. A is rearranged for
-// that, [k / 16][row][16], and comes from L2, so what the next tiles need is prefetched.
+// that, [k / 16][row][16], and comes from L1 and L2.
 #include "vec_avx512.h"
 
 #include "../parallel.h"
@@ -163,8 +163,6 @@ void group_rows(const GemmBlock& g, int64_t row, uint8_t* grouped) {
 template <int kGroups>
 inline void multiply_tiles(const uint8_t* grouped, const uint16_t* index, const int8_t* tiles, int64_t count,
                            __m512i (&sums)[kGroups]) {
-  constexpr int64_t kTilesAhead =
-      4;  // beyond the last index lie tiles; an address made of them is only prefetched
   __m512i acc[kGroups][kTileColumns];
   OCTAVO_UNROLL
   for (auto& group : acc) {
@@ -173,7 +171,6 @@ inline void multiply_tiles(const uint8_t* grouped, const uint16_t* index, const 
   }
   for (int64_t t = 0; t < count; ++t, tiles += kLine) {
     const uint8_t* rows = grouped + index[t] * kGroups * kLine;
-    const uint8_t* later = grouped + index[t + kTilesAhead] * kGroups * kLine;
     _mm_prefetch(tiles + 16 * kLine, _MM_HINT_T0);
     __m512i weights[kTileColumns];
     OCTAVO_UNROLL
@@ -183,7 +180,6 @@ inline void multiply_tiles(const uint8_t* grouped, const uint16_t* index, const 
     }
     OCTAVO_UNROLL
     for (int i = 0; i < kGroups; ++i) {
-      _mm_prefetch(later + i * kLine, _MM_HINT_T0);
       const __m512i four_rows = _mm512_load_si512(rows + i * kLine);
       OCTAVO_UNROLL
       for (int c = 0; c < kTileColumns; ++c) {
@@ -234,6 +230,6 @@ void gemm_tiles(const GemmBlock& g, const PackedView& w) {
 }  // namespace
 
 extern const SparseKernels kSparseAvx512Vbmi2 = {expand_pair, expand_tiles, 16,  gemm_bitmask,
-                                                 1.3,         gemm_tiles,   0.8, 0.7};
+                                                 1.2,         gemm_tiles,   0.5, 0.6};
 
 }  // namespace octavo
