@@ -137,6 +137,15 @@ void bind_prune(py::module_& m) {
     const py::gil_scoped_release release;
     prune(segments.data(), static_cast<int64_t>(segments.size()), {key, keep_equal_from}, threads);
   });
+  m.def("prune_quantize",
+        [](Address w, int dtype, int64_t rows, int64_t cols, uint32_t key, int64_t keep_equal_from,
+           Address mask, Address data, Address scale, int threads) {
+          const PruneQuantizeArgs args = {
+              at<const void>(w), float_dtype_of(dtype), rows, cols, {key, keep_equal_from}, at<bool>(mask),
+              at<int8_t>(data),  at<float>(scale)};
+          const py::gil_scoped_release release;
+          prune_quantize(args, threads);
+        });
   m.def("prune_nm", [](Address w, int dtype, int64_t groups, int n, int group, Address mask, Address pruned,
                        int threads) {
     const DType type = float_dtype_of(dtype);

@@ -49,6 +49,9 @@ struct PruneKernels {
                 void* pruned);
   // Writes the mask; returns the largest key that is kept, 0 if none is.
   uint32_t (*prune_max)(const void* w, DType dtype, int64_t n, uint32_t key, bool keep_equal, bool* mask);
+  // q = rint(w * inv) of what is kept, 0 elsewhere; all that is kept is finite and rounds to at most 127.
+  void (*quantize_kept)(const void* w, DType dtype, int64_t n, uint32_t key, bool keep_equal, float inv,
+                        int8_t* q);
   int64_t (*count_equal)(const void* w, DType dtype, int64_t n, uint32_t key);
   // Writes the keys strictly between lo and hi one after the other, in index order; `inside` has room for n + 16. n < 2^31.
   KeyCounts (*bracket)(const void* w, DType dtype, int64_t n, int32_t lo, int32_t hi, int32_t* inside);
@@ -164,6 +167,17 @@ Selection magnitude_select(const Segment* segments, int64_t count, int64_t k, in
 // The largest key of the finite elements; 0 if there are none.
 uint32_t max_key(const Segment* segments, int64_t count, int threads);
 void prune(const Segment* segments, int64_t count, Selection selection, int threads);
+// prune and then quantize, symmetric and per row, of one tensor [rows, cols]: one pass over memory.
+struct PruneQuantizeArgs {
+  const void* w;
+  DType dtype;
+  int64_t rows, cols;
+  Selection selection;
+  bool* mask;
+  int8_t* data;
+  float* scale;
+};
+void prune_quantize(const PruneQuantizeArgs& args, int threads);
 // The n largest of each m stay. Here and below, mask and pruned may be nullptr, and pruned may be w.
 void prune_nm(const void* w, DType dtype, int64_t groups, int n, int m, bool* mask, void* pruned,
               int threads);

@@ -52,10 +52,10 @@ void prune(const Segment* segments, int64_t count, Selection selection, int thre
     const PruneKernels& kernel = *kernels().prune;
     const bool stream_mask = large && mask, stream_pruned = large && pruned && s.pruned != s.w;
     const bool streams = stream_mask || stream_pruned;
-    for_kept(chunk.count, chunk.index, selection, streams ? kPiece : kChunk,
+    for_kept(chunk.count, chunk.index, selection, streams ? kStreamPiece : kChunk,
              [&](int64_t i, int64_t n, bool keep_equal) {
-               alignas(kLine) bool mask_piece[kPiece];
-               alignas(kLine) char pruned_piece[kPiece * 8];
+               alignas(kStreamLine) bool mask_piece[kStreamPiece];
+               alignas(kStreamLine) char pruned_piece[kStreamPiece * 8];
                kernel.prune(w + i * size, s.dtype, n, selection.key, keep_equal,
                             stream_mask ? mask_piece
                             : mask      ? mask + i
@@ -68,6 +68,45 @@ void prune(const Segment* segments, int64_t count, Selection selection, int thre
              });
     if (streams) stream_fence();
   });
+}
+
+void prune_quantize(const PruneQuantizeArgs& args, int threads) {
+  const int64_t cols = args.cols, size = size_of(args.dtype);
+  const bool streaming = args.rows * cols >= kStreamBytes;
+  const PruneKernels& kernel = *kernels().prune;
+  const auto row_of = [&](int64_t row) {
+    const char* w = static_cast<const char*>(args.w) + row * cols * size;
+    bool* mask = args.mask + row * cols;
+    int8_t* data = args.data + row * cols;
+    uint32_t top = 0;
+    for_kept(cols, row * cols, args.selection, kStreamPiece, [&](int64_t i, int64_t n, bool keep_equal) {
+      alignas(kStreamLine) bool piece[kStreamPiece];
+      const uint32_t bits = kernel.prune_max(w + i * size, args.dtype, n, args.selection.key, keep_equal,
+                                             streaming ? piece : mask + i);
+      top = bits > top ? bits : top;
+      if (streaming) stream_copy(mask + i, piece, n);
+    });
+    if (top >= kInfKey) {  // something that is kept is not finite
+      Range range = {0.0f, 0.0f};
+      kernels().quantize->range(w, args.dtype, mask, cols, &range);
+      const Affine affine = symmetric_affine(range);
+      kernels().quantize->quantize(w, args.dtype, mask, cols, affine.inv, 0.0f, -127.0f, 0, data);
+      return affine.scale;
+    }
+    const Affine affine = symmetric_affine(float_of(top));
+    for_kept(cols, row * cols, args.selection, kStreamPiece, [&](int64_t i, int64_t n, bool keep_equal) {
+      alignas(kStreamLine) int8_t piece[kStreamPiece];
+      kernel.quantize_kept(w + i * size, args.dtype, n, args.selection.key, keep_equal, affine.inv,
+                           streaming ? piece : data + i);
+      if (streaming) stream_copy(data + i, piece, n);
+    });
+    return affine.scale;
+  };
+  auto body = [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) args.scale[row] = row_of(row);
+    if (streaming) stream_fence();
+  };
+  parallel_for(args.rows, kChunk / (cols + 1) + 1, threads, body);
 }
 
 }  // namespace octavo

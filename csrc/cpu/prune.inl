@@ -74,6 +74,24 @@ uint32_t prune_max_of(const T* w, int64_t n, uint32_t key, bool keep_equal, bool
 }
 
 template <class T>
+void quantize_kept_to(const T* w, int64_t n, uint32_t key, bool keep_equal, float inv, int8_t* q) {
+  const I32 above = just_below(key, keep_equal);
+  const F32 vinv = set1(inv);
+  const auto quantized = [&](F32 v) { return to_i32(mul(keep(greater(keys(v), above), v), vinv)); };
+  int64_t i = 0;
+  for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
+    I32 v[4];
+    OCTAVO_UNROLL
+    for (int part = 0; part < 4; ++part) v[part] = quantized(load(w + i + part * kLanes));
+    store_i8_4(q + i, v, 0);
+  }
+  for (; i < n; i += kLanes) {
+    const int lanes = n - i < kLanes ? static_cast<int>(n - i) : kLanes;
+    store_i8_n(q + i, quantized(load_n(w + i, lanes)), 0, lanes);
+  }
+}
+
+template <class T>
 int64_t count_equal_of(const T* w, int64_t n, uint32_t key) {
   const I32 wanted = set1(static_cast<int32_t>(key));
   int64_t total = 0, i = 0;
@@ -146,6 +164,16 @@ uint32_t prune_max(const void* w, DType dtype, int64_t n, uint32_t key, bool kee
     case DType::f16: return prune_max_of(static_cast<const f16*>(w), n, key, keep_equal, mask);
     case DType::bf16: return prune_max_of(static_cast<const bf16*>(w), n, key, keep_equal, mask);
     default: return prune_max_of(static_cast<const double*>(w), n, key, keep_equal, mask);
+  }
+}
+
+void quantize_kept(const void* w, DType dtype, int64_t n, uint32_t key, bool keep_equal, float inv,
+                   int8_t* q) {
+  switch (dtype) {
+    case DType::f32: return quantize_kept_to(static_cast<const float*>(w), n, key, keep_equal, inv, q);
+    case DType::f16: return quantize_kept_to(static_cast<const f16*>(w), n, key, keep_equal, inv, q);
+    case DType::bf16: return quantize_kept_to(static_cast<const bf16*>(w), n, key, keep_equal, inv, q);
+    default: return quantize_kept_to(static_cast<const double*>(w), n, key, keep_equal, inv, q);
   }
 }
 

@@ -26,7 +26,7 @@ void column_scores(const void* w, DType dtype, int64_t rows, int64_t cols, int64
     for (int64_t item = begin; item < end; ++item) {
       const int64_t band = item / blocks, first = item % blocks * kColumns;
       const int64_t width = cols - first < kColumns ? cols - first : kColumns;
-      alignas(kLine) double sums[kSums * kColumns] = {};
+      alignas(kStreamLine) double sums[kSums * kColumns] = {};
       for (int64_t r = 0; r < unit_rows; ++r) {
         const char* row = static_cast<const char*>(w) + ((band * unit_rows + r) * cols + first) * size;
         kernels().prune->add_columns(row, dtype, width, sums + r % kSums * kColumns);
@@ -49,7 +49,7 @@ void unit_scores(const void* w, DType dtype, int64_t rows, int64_t cols, int64_t
     for (int64_t item = begin; item < end; ++item) {
       const int64_t band = item / blocks, first = item % blocks * units;
       const int64_t count = across - first < units ? across - first : units;
-      alignas(kLine) double sums[kSums * kUnits] = {};
+      alignas(kStreamLine) double sums[kSums * kUnits] = {};
       for (int64_t r = 0; r < unit_rows; ++r) {
         const int64_t start = (band * unit_rows + r) * cols + first * unit_cols;
         kernels().prune->add_units(static_cast<const char*>(w) + start * size, dtype, count, unit_cols,
@@ -87,9 +87,9 @@ void prune_units(const UnitGrid& grid, const bool* keep, const void* w, DType dt
         kernels().prune->apply_mask(source, dtype, row_mask, cols, target);
         continue;
       }
-      for (int64_t i = 0; i < cols; i += kPiece) {
-        alignas(kLine) char piece[kPiece * 8];
-        const int64_t count = cols - i < kPiece ? cols - i : kPiece;
+      for (int64_t i = 0; i < cols; i += kStreamPiece) {
+        alignas(kStreamLine) char piece[kStreamPiece * 8];
+        const int64_t count = cols - i < kStreamPiece ? cols - i : kStreamPiece;
         kernels().prune->apply_mask(source + i * size, dtype, row_mask + i, count, piece);
         stream_copy(target + i * size, piece, count * size);
       }
@@ -102,15 +102,15 @@ void prune_units(const UnitGrid& grid, const bool* keep, const void* w, DType dt
 void prune_nm(const void* w, DType dtype, int64_t groups, int n, int m, bool* mask, void* pruned,
               int threads) {
   check(m >= 1 && m <= kMaxGroup, "m", "between 1 and 32", m);
-  const int64_t size = size_of(dtype), per_piece = kPiece / m;
+  const int64_t size = size_of(dtype), per_piece = kStreamPiece / m;
   const bool stream_mask = mask && groups * m >= kStreamBytes;
   const bool stream_pruned = pruned && pruned != w && groups * m * size >= kStreamBytes;
   auto body = [&](int64_t begin, int64_t end) {
     const bool streams = stream_mask || stream_pruned;
     const int64_t step = streams ? per_piece : end - begin;
     for (int64_t group = begin; group < end; group += step) {
-      alignas(kLine) bool mask_piece[kPiece];
-      alignas(kLine) char pruned_piece[kPiece * 8];
+      alignas(kStreamLine) bool mask_piece[kStreamPiece];
+      alignas(kStreamLine) char pruned_piece[kStreamPiece * 8];
       const int64_t count = end - group < step ? end - group : step, first = group * m;
       bool* mask_at = mask ? mask + first : nullptr;
       char* pruned_at = pruned ? static_cast<char*>(pruned) + first * size : nullptr;

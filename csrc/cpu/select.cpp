@@ -201,6 +201,7 @@ int64_t count_in(const Chunk& chunk, int64_t number, const Candidates& candidate
 }  // namespace
 
 Selection magnitude_select(const Segment* segments, int64_t count, int64_t k, int threads) {
+  const DefaultFloatEnvironment environment;  // float64 elements are converted outside the loops too
   const std::vector<Chunk> chunks = cut(segments, count);
   Candidates candidates;
   const Found found = find(chunks, k, threads, &candidates);

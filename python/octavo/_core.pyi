@@ -60,6 +60,18 @@ def max_key(segments: list[tuple[int, int, int]], threads: int) -> int: ...
 def prune(
     segments: list[tuple[int, int, int, int, int]], key: int, keep_equal_from: int, threads: int
 ) -> None: ...
+def prune_quantize(
+    w: int,
+    dtype: int,
+    rows: int,
+    cols: int,
+    key: int,
+    keep_equal_from: int,
+    mask: int,
+    data: int,
+    scale: int,
+    threads: int,
+) -> None: ...
 def prune_nm(
     w: int, dtype: int, groups: int, n: int, m: int, mask: int, pruned: int, threads: int
 ) -> None: ...

@@ -307,7 +307,7 @@ def prune(w: Array | Sequence[Array], *, out: Array | Sequence[Array] | None = N
     ws = _flat(w)
     if many and out is not None:
         _check_out_list(out, ws)
-    outs = None if out is None else list(out) if many else [out]
+    outs: list[Array] | None = None if out is None else list(out) if many else [out]
     if needs_dispatcher(*ws):
         masks = _flat(prune_mask(w, **arguments))
         # torch's own operation: it has a gradient and traces
@@ -370,7 +370,7 @@ def prune_(
     if not needs_dispatcher(*ws):
         if many and out is not None:
             _check_out_list(out, ws)
-        outs = None if out is None else list(out) if many else [out]
+        outs: list[Array] | None = None if out is None else list(out) if many else [out]
         masks = _pruned_in_place(ws, names, outs, _names("out", ws, many), **arguments)
         return masks if many else masks[0]
     found = prune_mask(ws if many else ws[0], out=out, **arguments)
@@ -473,10 +473,44 @@ def _prune_quantize(
         kind_of(w=w, data=out[0], scale=out[1], mask=out[2])
         check_out(mask_out, "out[2]", w, w.shape, "bool", {"w": w, "out[0]": out[0], "out[1]": out[1]})
     chosen = _selection(threshold, ratio, sparsity, pattern, nonfinite)
+    if granularity == "row" and group_size is None and pattern == "unstructured" and runs_native(w):
+        return _prune_quantize_rows(w, chosen, nonfinite, out)
     outs = None if mask_out is None else [mask_out]
     mask = _masks([w], ["w"], chosen, nonfinite, outs, ["out[2]"])[0]
     found = _quantize(w, granularity, group_size, out=quantized_out, mask=contiguous(mask))
     return found, mask
+
+
+def _prune_quantize_rows(
+    w: Array, chosen: Selection, nonfinite: str, out: tuple[Array, Array, Array] | None
+) -> tuple[Quantized, Array]:
+    """The case that is worth a kernel: everything about a row is done while it is in the cache."""
+    shapes: list[tuple[str, tuple[int, ...]]] = [
+        ("int8", tuple(w.shape)),
+        ("float32", tuple(w.shape[:-1])),
+        ("bool", tuple(w.shape)),
+    ]
+    _check_weights([w], ["w"], chosen, nonfinite)
+    if not w.ndim:
+        raise ValueError("w: expected at least one dimension for granularity='row', got shape ()")
+    if out is None:
+        written = [empty(shape, dtype, w) for dtype, shape in shapes]
+    else:
+        inputs: dict[str, Array | None] = {"w": w}
+        for i, (dtype, shape) in enumerate(shapes):
+            check_out(out[i], f"out[{i}]", w, shape, dtype, inputs)
+            inputs[f"out[{i}]"] = out[i]
+        written = [writable(each, dtype) for each, (dtype, _) in zip(out, shapes, strict=True)]
+    data, scale, mask = written
+    base, threads, code = contiguous(w), backends.get_num_threads(), float_code(w, "w")
+    (rows, cols), at = _shape_2d(w), pointer(base)
+    key, keep_equal_from = _select([(at, code, _size(w))], chosen, threads)
+    _core.prune_quantize(
+        at, code, rows, cols, key, keep_equal_from, pointer(mask), pointer(data), pointer(scale), threads
+    )
+    if out is not None:
+        data, scale, mask = (store(each, found) for each, found in zip(out, written, strict=True))
+    return Quantized(data, scale, None), mask
 
 
 # ---- masks as bits ----
