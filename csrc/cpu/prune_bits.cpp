@@ -42,25 +42,35 @@ void for_bytes(int64_t rows, int64_t row_bytes, int threads, Body body) {
 void pack_mask(const bool* mask, int64_t rows, int64_t cols, uint8_t* bits, int threads) {
   const int64_t row_bytes = (cols + 7) / 8;
   for_bytes(rows, row_bytes, threads, [&](int64_t row, int64_t first, int64_t last) {
-    const bool* source = mask + row * cols;
-    for (int64_t i = first; i < last; ++i) {
-      const int64_t left = cols - 8 * i;
-      uint64_t bytes = 0;
-      memcpy(&bytes, source + 8 * i, left < 8 ? static_cast<size_t>(left) : 8);
-      bits[row * row_bytes + i] = bits_of_eight(bytes);
+    const auto* source = reinterpret_cast<const char*>(mask) + row * cols;
+    uint8_t* target = bits + row * row_bytes;
+    uint64_t bytes;
+    const int64_t whole = last * 8 <= cols ? last : last - 1;
+    for (int64_t i = first; i < whole; ++i) {
+      memcpy(&bytes, source + 8 * i, sizeof bytes);
+      target[i] = bits_of_eight(bytes);
     }
+    if (whole == last) return;
+    bytes = 0;
+    memcpy(&bytes, source + 8 * whole, static_cast<size_t>(cols - 8 * whole));
+    target[whole] = bits_of_eight(bytes);
   });
 }
 
 void unpack_mask(const uint8_t* bits, int64_t rows, int64_t cols, bool* mask, int threads) {
   const int64_t row_bytes = (cols + 7) / 8;
   for_bytes(rows, row_bytes, threads, [&](int64_t row, int64_t first, int64_t last) {
-    bool* target = mask + row * cols;
-    for (int64_t i = first; i < last; ++i) {
-      const int64_t left = cols - 8 * i;
-      const uint64_t bytes = eight_of_bits(bits[row * row_bytes + i]);
-      memcpy(target + 8 * i, &bytes, left < 8 ? static_cast<size_t>(left) : 8);
+    const uint8_t* source = bits + row * row_bytes;
+    auto* target = reinterpret_cast<char*>(mask) + row * cols;
+    uint64_t bytes;
+    const int64_t whole = last * 8 <= cols ? last : last - 1;
+    for (int64_t i = first; i < whole; ++i) {
+      bytes = eight_of_bits(source[i]);
+      memcpy(target + 8 * i, &bytes, sizeof bytes);
     }
+    if (whole == last) return;
+    bytes = eight_of_bits(source[whole]);
+    memcpy(target + 8 * whole, &bytes, static_cast<size_t>(cols - 8 * whole));
   });
 }
 
