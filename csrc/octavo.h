@@ -60,7 +60,8 @@ struct PruneKernels {
   // A row of units: sums[unit][(index + i) mod 8] += |w[unit][i]|, i < unit_cols.
   void (*add_units)(const void* w, DType dtype, int64_t units, int64_t unit_cols, int64_t index,
                     double* sums);
-  void (*add_columns)(const void* w, DType dtype, int64_t n, double* sums);  // sums[i] += |w[i]|
+  // sums[i] += |w[i]|; the row of n that stands `stride` elements further on comes next.
+  void (*add_columns)(const void* w, DType dtype, int64_t n, int64_t stride, double* sums);
   void (*apply_mask)(const void* w, DType dtype, const bool* mask, int64_t n, void* out);  // out may be w
 };
 

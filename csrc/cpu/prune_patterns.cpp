@@ -20,7 +20,7 @@ double combined(const double* s, int64_t stride) {
 // Units one column wide: sums[index mod 8][column] keeps the walk along the rows.
 void column_scores(const void* w, DType dtype, int64_t rows, int64_t cols, int64_t unit_rows, double* scores,
                    int threads) {
-  constexpr int64_t kColumns = 512;
+  constexpr int64_t kColumns = 1024;
   const int64_t blocks = (cols + kColumns - 1) / kColumns, size = size_of(dtype);
   auto body = [&](int64_t begin, int64_t end) {
     for (int64_t item = begin; item < end; ++item) {
@@ -29,7 +29,7 @@ void column_scores(const void* w, DType dtype, int64_t rows, int64_t cols, int64
       alignas(kStreamLine) double sums[kSums * kColumns] = {};
       for (int64_t r = 0; r < unit_rows; ++r) {
         const char* row = static_cast<const char*>(w) + ((band * unit_rows + r) * cols + first) * size;
-        kernels().prune->add_columns(row, dtype, width, sums + r % kSums * kColumns);
+        kernels().prune->add_columns(row, dtype, width, cols, sums + r % kSums * kColumns);
       }
       for (int64_t i = 0; i < width; ++i) scores[band * cols + first + i] = combined(sums + i, kColumns);
     }

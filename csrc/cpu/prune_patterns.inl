@@ -154,9 +154,11 @@ void add_units_of(const T* w, int64_t units, int64_t unit_cols, int64_t index, d
 }
 
 template <class T>
-void add_columns_of(const T* w, int64_t n, double* sums) {
+void add_columns_of(const T* w, int64_t n, int64_t stride, double* sums) {
   int64_t i = 0;
   for (; i + kSums <= n; i += kSums) {
+    __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(w + i) +
+                                                     static_cast<uintptr_t>(stride) * sizeof(T)));
     Sums s;
     memcpy(&s, sums + i, sizeof s);
     add_eight(w + i, s);
@@ -174,12 +176,12 @@ void add_units(const void* w, DType dtype, int64_t units, int64_t unit_cols, int
   }
 }
 
-void add_columns(const void* w, DType dtype, int64_t n, double* sums) {
+void add_columns(const void* w, DType dtype, int64_t n, int64_t stride, double* sums) {
   switch (dtype) {
-    case DType::f32: return add_columns_of(static_cast<const float*>(w), n, sums);
-    case DType::f16: return add_columns_of(static_cast<const f16*>(w), n, sums);
-    case DType::bf16: return add_columns_of(static_cast<const bf16*>(w), n, sums);
-    default: return add_columns_of(static_cast<const double*>(w), n, sums);
+    case DType::f32: return add_columns_of(static_cast<const float*>(w), n, stride, sums);
+    case DType::f16: return add_columns_of(static_cast<const f16*>(w), n, stride, sums);
+    case DType::bf16: return add_columns_of(static_cast<const bf16*>(w), n, stride, sums);
+    default: return add_columns_of(static_cast<const double*>(w), n, stride, sums);
   }
 }
 

@@ -19,6 +19,8 @@ namespace {
 constexpr int64_t kFew = 1 << 13;  // elements that are selected from directly
 constexpr int64_t kMaxSample = 1 << 15, kSampledShare = 32;
 constexpr double kDeviations = 4;
+constexpr int64_t kShared =
+    1 << 19;  // candidates from here on are worth several threads: waiting for one costs more
 
 // Where the k-th smallest stands: it is the rank-th (from 1) of `equal` elements with this key.
 struct Found {
@@ -97,7 +99,7 @@ Found find_in(const int32_t* keys, int64_t n, int64_t k, int threads) {
   // A key is the magnitude's bits, so that keys are float32 values with the same keys.
   const Segment segment = {keys, DType::f32, n, nullptr, nullptr};
   Candidates candidates;
-  return find(cut(&segment, 1), k, threads, &candidates);
+  return find(cut(&segment, 1), k, n < kShared ? 1 : threads, &candidates);
 }
 
 // One element of every n / size, at a place that the golden ratio spreads evenly, so that no period of the data meets it.

@@ -204,8 +204,8 @@ void test_pattern_kernels() {
           expect(actual == expected, "add_units", k->isa, dtype, units, cols, index);
           Bytes row = floats(dtype, cols, values, random_below(2));
           Bytes sums(cols * 8, 0, 0), others(cols * 8, 0, 0);
-          scalar.prune->add_columns(row.data(), dtype, cols, sums.as<double>());
-          k->prune->add_columns(row.data(), dtype, cols, others.as<double>());
+          scalar.prune->add_columns(row.data(), dtype, cols, cols, sums.as<double>());
+          k->prune->add_columns(row.data(), dtype, cols, cols, others.as<double>());
           canonize(sums, DType::f64);
           canonize(others, DType::f64);
           expect(others == sums, "add_columns", k->isa, dtype, cols);
