@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import subprocess
 import sys
@@ -546,3 +547,32 @@ def test_prune_leaves_what_it_was_given_alone():
     mask = octavo.prune_(layer.weight, sparsity=0.5)
     assert int(mask.sum()) == 64
     assert_same(layer.weight, np.where(to_numpy(mask), to_numpy(layer.weight), np.float32(0)))
+
+
+@needs_torch
+@pytest.mark.parametrize("wants_gradient", [False, True])
+def test_torch_tensors_into_out(wants_gradient):
+    import torch
+
+    ws = [torch.randn(8, 16, requires_grad=wants_gradient), torch.randn(40).bfloat16()]
+    masks = [to_numpy(mask) for mask in octavo.prune_mask(ws, sparsity=0.5)]
+    expected = [reference.apply_mask(to_numpy(w.detach()), m) for w, m in zip(ws, masks, strict=True)]
+    with torch.no_grad() if wants_gradient else contextlib.nullcontext():
+        outs = [torch.full_like(w, 7) for w in ws]
+        pruned = octavo.prune(ws, sparsity=0.5, out=outs)
+    changed = [w.detach().clone() for w in ws]
+    mask_outs = [torch.ones(w.shape, dtype=torch.bool) for w in ws]
+    versions = [t._version for t in (*changed, *mask_outs)]
+    returned = octavo.prune_(changed, sparsity=0.5, out=mask_outs)
+    assert all(t._version > v for t, v in zip((*changed, *mask_outs), versions, strict=True))
+    for i in range(2):
+        assert pruned[i] is outs[i]
+        assert returned[i] is mask_outs[i]
+        assert_same(outs[i], expected[i])
+        assert_same(changed[i], expected[i])
+        assert_same(mask_outs[i], masks[i])
+    if wants_gradient:
+        with pytest.raises(ValueError, match="^out: expected None where a gradient is wanted"):
+            octavo.prune(ws[0], sparsity=0.5, out=torch.ones(8, 16))
+        octavo.prune(ws[0], sparsity=0.5).sum().backward()
+        assert_same(ws[0].grad, octavo.prune_mask(ws[0].detach(), sparsity=0.5).numpy().astype(np.float32))
