@@ -163,7 +163,7 @@ struct Selection {
 };
 constexpr int64_t kNoneEqual = int64_t{1} << 62;  // as keep_equal_from: elements with this key all go
 // Keeps all but the k smallest, 1 <= k <= the number of elements; ties go lowest index first. Extra memory: 5 % of the
-// tensors, or a megabyte.
+// tensors, or 256 KiB where that is more.
 Selection magnitude_select(const Segment* segments, int64_t count, int64_t k, int threads);
 // The largest key of the finite elements; 0 if there are none.
 uint32_t max_key(const Segment* segments, int64_t count, int threads);

@@ -572,7 +572,7 @@ def test_torch_tensors_into_out(wants_gradient):
         assert_same(changed[i], expected[i])
         assert_same(mask_outs[i], masks[i])
     if wants_gradient:
-        with pytest.raises(ValueError, match="^out: expected None where a gradient is wanted"):
+        with pytest.raises(ValueError, match=r"^out: expected None where a gradient is wanted"):
             octavo.prune(ws[0], sparsity=0.5, out=torch.ones(8, 16))
         octavo.prune(ws[0], sparsity=0.5).sum().backward()
         assert_same(ws[0].grad, octavo.prune_mask(ws[0].detach(), sparsity=0.5).numpy().astype(np.float32))

@@ -1,4 +1,4 @@
-// One lane of float: the vocabulary of quantize.inl, prune.inl and epilogue.inl on any machine. vec_avx2.h and
+// One lane of float: the vocabulary of the .inl files on any machine. vec_avx2.h and
 // vec_avx512.h say the same words for 8 and 16 lanes; a `_n` suffix touches only the first n of them.
 #pragma once
 
