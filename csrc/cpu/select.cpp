@@ -107,18 +107,29 @@ std::vector<int32_t> sample_of(const std::vector<Chunk>& chunks, int64_t n, int6
   std::vector<int32_t> sample(static_cast<size_t>(size));
   const double stride = static_cast<double>(n) / static_cast<double>(size);
   auto range = [&](int64_t begin, int64_t end) {
+    constexpr int64_t kAtOnce =
+        64;  // asked for before the first of them is read: they are all far from a cache
+    const void* places[kAtOnce];
+    DType dtypes[kAtOnce];
     auto chunk = chunks.begin();
-    for (int64_t i = begin; i < end; ++i) {
-      const uint32_t spread = static_cast<uint32_t>(i) * 0x9E3779B9u;
-      const double place = (static_cast<double>(i) + static_cast<double>(spread) * 0x1p-32) * stride;
-      const int64_t index = std::min(static_cast<int64_t>(place), n - 1);
-      if (i == begin || chunk->index + chunk->count <= index) {
-        chunk = std::upper_bound(chunk, chunks.end(), index,
-                                 [](int64_t at, const Chunk& c) { return at < c.index; }) -
+    for (int64_t first = begin; first < end; first += kAtOnce) {
+      const int64_t count = std::min(kAtOnce, end - first);
+      for (int64_t j = 0; j < count; ++j) {
+        const int64_t i = first + j;
+        const uint32_t spread = static_cast<uint32_t>(i) * 0x9E3779B9u;
+        const double place = (static_cast<double>(i) + static_cast<double>(spread) * 0x1p-32) * stride;
+        const int64_t index = std::min(static_cast<int64_t>(place), n - 1);
+        const auto starts_behind = [](int64_t at, const Chunk& c) { return at < c.index; };
+        chunk = std::upper_bound(chunk, index < chunk->index + chunk->count ? chunk + 1 : chunks.end(), index,
+                                 starts_behind) -
                 1;
+        dtypes[j] = chunk->segment->dtype;
+        places[j] = static_cast<const char*>(chunk->w()) + (index - chunk->index) * size_of(dtypes[j]);
+        __builtin_prefetch(places[j]);
       }
-      sample[static_cast<size_t>(i)] = static_cast<int32_t>(
-          magnitude_key(element(chunk->w(), chunk->segment->dtype, index - chunk->index)));
+      for (int64_t j = 0; j < count; ++j)
+        sample[static_cast<size_t>(first + j)] =
+            static_cast<int32_t>(magnitude_key(element(places[j], dtypes[j], 0)));
     }
   };
   parallel_for(size, 1 << 12, threads, range);
