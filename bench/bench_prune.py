@@ -35,19 +35,23 @@ def share_case(rows: int, cols: int, sparsity: float, compiled: bool) -> Case:
     def contenders() -> list[Contender]:
         ws = inputs(rows, cols, rotation(moved))
         given = [peers.given(w) for w in ws]
-        outs = [out for (out,) in outputs(ws, (np.bool_, True))]
+        outs = outputs(ws, (np.float32, True), (np.bool_, True))
         mask = reference.prune_masks([ws[0]], sparsity=sparsity)[0]
         expected, count = reference.apply_mask(ws[0], mask), len(ws)
 
         def prune(i: int) -> Any:
+            return octavo.prune(given[i % count], sparsity=sparsity, out=outs[i % count][0])
+
+        def prune_fresh(i: int) -> Any:
             return octavo.prune(given[i % count], sparsity=sparsity)
 
         def mask_only(i: int) -> Any:
-            return octavo.prune_mask(given[i % count], sparsity=sparsity, out=outs[i % count])
+            return octavo.prune_mask(given[i % count], sparsity=sparsity, out=outs[i % count][1])
 
         return [
-            Contender("octavo prune", prune, lambda: check_equal(prune(0), expected), ours=True),
-            ours("octavo prune_mask, out=: only the mask", mask_only, lambda: check_equal(outs[0], mask)),
+            ours("octavo prune, out=", prune, lambda: check_equal(outs[0][0], expected)),
+            Contender("octavo prune", prune_fresh, lambda: check_equal(prune_fresh(0), expected), ours=True),
+            ours("octavo prune_mask, out=: only the mask", mask_only, lambda: check_equal(outs[0][1], mask)),
             plugin(given, expected, sparsity),
             *peers_prune.exact_shares(ws, mask, sparsity, compiled),
         ]
@@ -82,14 +86,17 @@ def threshold_case(rows: int, cols: int, compiled: bool) -> Case:
         count = len(ws)
 
         def prune(i: int) -> Any:
-            return octavo.prune(given[i % count], threshold=THRESHOLD)
+            return octavo.prune(given[i % count], threshold=THRESHOLD, out=outs[i % count])
 
         def arguments(i: int) -> tuple[Any, ...]:
             return given[i % count], THRESHOLD, outs[i % count]
 
+        def check() -> Parity:
+            return check_equal(outs[0], expected)
+
         return [
-            Contender("octavo prune", prune, lambda: check_equal(prune(0), expected), ours=True),
-            *peers_prune.thresholds(arguments, lambda: check_equal(outs[0], expected), compiled),
+            ours("octavo prune, out=", prune, check),
+            *peers_prune.thresholds(arguments, check, compiled),
         ]
 
     return Case("P2", label, float(moved), "GB/s", "copy", contenders)
@@ -146,18 +153,19 @@ def global_case(hidden: int, layers: int) -> Case:
         tensors = [inputs(rows, cols, count) for rows, cols in shapes]
         sets = [[np.roll(ws[i], j, axis=0) for j, ws in enumerate(tensors)] for i in range(count)]
         given = [[peers.given(w) for w in ws] for ws in sets]
+        copies = [[peers.given(np.ones_like(w)) for w in ws] for ws in sets]
         outs = [[peers.given(np.ones(w.shape, np.bool_)) for w in ws] for ws in sets]
         masks = reference.prune_masks(sets[0], sparsity=0.5)
         k = sum(int((~mask).sum()) for mask in masks)
 
         def prune(i: int) -> Any:
-            return octavo.prune(given[i % count], sparsity=0.5)
+            return octavo.prune(given[i % count], sparsity=0.5, out=copies[i % count])
 
         def mask_only(i: int) -> Any:
             return octavo.prune_mask(given[i % count], sparsity=0.5, out=outs[i % count])
 
         def check() -> Parity:
-            pairs = zip(prune(0), sets[0], masks, strict=True)
+            pairs = zip(copies[0], sets[0], masks, strict=True)
             return check_all(*(check_equal(got, reference.apply_mask(w, m)) for got, w, m in pairs))
 
         def check_masks() -> Parity:
@@ -166,7 +174,7 @@ def global_case(hidden: int, layers: int) -> Case:
         method = None if octavo_nn is None else octavo_nn.L1Unstructured
         name = "global_unstructured with octavo.nn.L1Unstructured"
         return [
-            Contender("octavo prune of a list", prune, check, ours=True),
+            ours("octavo prune of a list, out=", prune, check),
             ours("octavo prune_mask, out=: only the masks", mask_only, check_masks),
             peers_prune.global_unstructured(name, method, sets, masks, k),
             *peers_prune.global_shares(sets, masks, k),

@@ -68,7 +68,7 @@ Layout layout_of(int code) {
 std::vector<Segment> segments_of(const std::vector<std::tuple<Address, int, int64_t>>& list) {
   std::vector<Segment> segments;
   for (const auto& [w, dtype, n] : list)
-    segments.push_back({at<const void>(w), float_dtype_of(dtype), n, nullptr});
+    segments.push_back({at<const void>(w), float_dtype_of(dtype), n, nullptr, nullptr});
   return segments;
 }
 
@@ -126,28 +126,38 @@ void bind_prune(py::module_& m) {
             const py::gil_scoped_release release;
             selection = magnitude_select(segments.data(), static_cast<int64_t>(segments.size()), k, threads);
           }
-          return std::make_pair(selection.key, selection.ties);
+          return std::make_pair(selection.key, selection.keep_equal_from);
         });
   m.def("max_key", [](const std::vector<std::tuple<Address, int, int64_t>>& list, int threads) {
     const std::vector<Segment> segments = segments_of(list);
     const py::gil_scoped_release release;
     return max_key(segments.data(), static_cast<int64_t>(segments.size()), threads);
   });
-  m.def("prune_mask", [](const std::vector<std::tuple<Address, int, int64_t, Address>>& list, uint32_t key,
-                         int64_t ties, int threads) {
+  m.def("prune", [](const std::vector<std::tuple<Address, int, int64_t, Address, Address>>& list,
+                    uint32_t key, int64_t keep_equal_from, int threads) {
     std::vector<Segment> segments;
-    for (const auto& [w, dtype, n, mask] : list) {
-      segments.push_back({at<const void>(w), float_dtype_of(dtype), n, at<bool>(mask)});
+    for (const auto& [w, dtype, n, mask, pruned] : list) {
+      check(mask || pruned || n == 0, "mask", "an address, or one for the pruned values", 0);
+      segments.push_back({at<const void>(w), float_dtype_of(dtype), n, at<bool>(mask), at<void>(pruned)});
     }
     const py::gil_scoped_release release;
-    prune_mask(segments.data(), static_cast<int64_t>(segments.size()), {key, ties}, threads);
+    prune(segments.data(), static_cast<int64_t>(segments.size()), {key, keep_equal_from}, threads);
   });
-  m.def("prune_mask_nm",
-        [](Address w, int dtype, int64_t groups, int n, int group, Address mask, int threads) {
-          const DType type = float_dtype_of(dtype);
+  m.def("prune_quantize",
+        [](Address w, int dtype, int64_t rows, int64_t cols, uint32_t key, int64_t keep_equal_from,
+           Address mask, Address data, Address scale, int threads) {
+          const PruneQuantizeArgs args = {
+              at<const void>(w), float_dtype_of(dtype), rows, cols, {key, keep_equal_from}, at<bool>(mask),
+              at<int8_t>(data),  at<float>(scale)};
           const py::gil_scoped_release release;
-          prune_mask_nm(at<const void>(w), type, groups, n, group, at<bool>(mask), threads);
+          prune_quantize(args, threads);
         });
+  m.def("prune_nm", [](Address w, int dtype, int64_t groups, int n, int group, Address mask, Address pruned,
+                       int threads) {
+    const DType type = float_dtype_of(dtype);
+    const py::gil_scoped_release release;
+    prune_nm(at<const void>(w), type, groups, n, group, at<bool>(mask), at<void>(pruned), threads);
+  });
   m.def("unit_scores", [](Address w, int dtype, int64_t rows, int64_t cols, int64_t unit_rows,
                           int64_t unit_cols, Address scores, int threads) {
     const DType type = float_dtype_of(dtype);
@@ -156,9 +166,22 @@ void bind_prune(py::module_& m) {
     const py::gil_scoped_release release;
     unit_scores(at<const void>(w), type, rows, cols, unit_rows, unit_cols, at<double>(scores), threads);
   });
-  m.def("apply_mask", [](Address w, int itemsize, Address mask, int64_t n, Address out, int threads) {
+  m.def("prune_units", [](int64_t rows, int64_t cols, int64_t unit_rows, int64_t unit_cols, Address keep,
+                          Address w, int dtype, Address mask, Address pruned, int threads) {
+    const DType type = float_dtype_of(dtype);
+    check(unit_rows >= 1 && unit_cols >= 1, "unit", "at least one row and column",
+          unit_rows < 1 ? unit_rows : unit_cols);
     const py::gil_scoped_release release;
-    apply_mask(at<const void>(w), itemsize, at<const bool>(mask), n, at<void>(out), threads);
+    prune_units({rows, cols, unit_rows, unit_cols}, at<const bool>(keep), at<const void>(w), type,
+                at<bool>(mask), at<void>(pruned), threads);
+  });
+  m.def("pack_mask", [](Address mask, int64_t rows, int64_t cols, Address bits, int threads) {
+    const py::gil_scoped_release release;
+    pack_mask(at<const bool>(mask), rows, cols, at<uint8_t>(bits), threads);
+  });
+  m.def("unpack_mask", [](Address bits, int64_t rows, int64_t cols, Address mask, int threads) {
+    const py::gil_scoped_release release;
+    unpack_mask(at<const uint8_t>(bits), rows, cols, at<bool>(mask), threads);
   });
 }
 

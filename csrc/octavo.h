@@ -37,10 +37,34 @@ struct QuantizeKernels {
   void (*dequantize)(const int8_t* q, int64_t n, int32_t zero_point, float scale, void* out, DType dtype);
 };
 
+constexpr int kMaxGroup = 32;  // m of n:m
+
+// How many keys lie below lo, at lo, at hi and strictly between the two.
+struct KeyCounts {
+  int64_t below, at_lo, at_hi, inside;
+};
+
+// key = magnitude_key, numerics.h. Element i is kept if key(w[i]) > key, or >= key if keep_equal.
 struct PruneKernels {
-  // mask[i] = key(w[i]) > key, or >= key if keep_equal. key = magnitude_key, numerics.h.
-  void (*mask)(const void* w, DType dtype, int64_t n, uint32_t key, bool keep_equal, bool* mask);
+  // mask[i] = whether it is kept; pruned[i] = w[i] if it is, else 0. Either may be nullptr; pruned may be w.
+  void (*prune)(const void* w, DType dtype, int64_t n, uint32_t key, bool keep_equal, bool* mask,
+                void* pruned);
+  // Writes the mask; returns the largest key that is kept, 0 if none is.
+  uint32_t (*prune_max)(const void* w, DType dtype, int64_t n, uint32_t key, bool keep_equal, bool* mask);
+  // q = rint(w * inv) of what is kept, 0 elsewhere; all that is kept is finite and rounds to at most 127.
+  void (*quantize_kept)(const void* w, DType dtype, int64_t n, uint32_t key, bool keep_equal, float inv,
+                        int8_t* q);
   int64_t (*count_equal)(const void* w, DType dtype, int64_t n, uint32_t key);
+  // Writes the keys strictly between lo and hi one after the other, in index order; `inside` has room for n + 16. n < 2^31.
+  KeyCounts (*bracket)(const void* w, DType dtype, int64_t n, int32_t lo, int32_t hi, int32_t* inside);
+  // The n largest of each m <= kMaxGroup are kept; mask and pruned as for prune.
+  void (*prune_nm)(const void* w, DType dtype, int64_t groups, int n, int m, bool* mask, void* pruned);
+  // A row of units: sums[unit][(index + i) mod 8] += |w[unit][i]|, i < unit_cols.
+  void (*add_units)(const void* w, DType dtype, int64_t units, int64_t unit_cols, int64_t index,
+                    double* sums);
+  // sums[i] += |w[i]|; the row of n that stands `stride` elements further on comes next.
+  void (*add_columns)(const void* w, DType dtype, int64_t n, int64_t stride, double* sums);
+  void (*apply_mask)(const void* w, DType dtype, const bool* mask, int64_t n, void* out);  // out may be w
 };
 
 // What happens to the int32 accumulators of a product. Rows count from the block's first row.
@@ -149,20 +173,46 @@ struct Segment {
   const void* w;
   DType dtype;
   int64_t n;
-  bool* mask;  // where masks are written
+  bool* mask;    // what is written: the mask, the pruned values, either of them nullptr;
+  void* pruned;  // pruned may be w
 };
+// Elements with a larger key are kept; of those with this key, the ones from an index of the whole list on.
 struct Selection {
-  uint32_t key;  // of the k-th smallest magnitude
-  int64_t ties;  // how many elements equal to it go, lowest index first; 2^62 for all of them
+  uint32_t key;
+  int64_t keep_equal_from;
 };
+constexpr int64_t kNoneEqual = int64_t{1} << 62;  // as keep_equal_from: elements with this key all go
+// Keeps all but the k smallest, 1 <= k <= the number of elements; ties go lowest index first. Extra memory: 5 % of the
+// tensors, or 256 KiB where that is more.
 Selection magnitude_select(const Segment* segments, int64_t count, int64_t k, int threads);
 // The largest key of the finite elements; 0 if there are none.
 uint32_t max_key(const Segment* segments, int64_t count, int threads);
-void prune_mask(const Segment* segments, int64_t count, Selection selection, int threads);
-void prune_mask_nm(const void* w, DType dtype, int64_t groups, int n, int m, bool* mask, int threads);
+void prune(const Segment* segments, int64_t count, Selection selection, int threads);
+// prune and then quantize, symmetric and per row, of one tensor [rows, cols]: one pass over memory.
+struct PruneQuantizeArgs {
+  const void* w;
+  DType dtype;
+  int64_t rows, cols;
+  Selection selection;
+  bool* mask;
+  int8_t* data;
+  float* scale;
+};
+void prune_quantize(const PruneQuantizeArgs& args, int threads);
+// The n largest of each m stay. Here and below, mask and pruned may be nullptr, and pruned may be w.
+void prune_nm(const void* w, DType dtype, int64_t groups, int n, int m, bool* mask, void* pruned,
+              int threads);
 void unit_scores(const void* w, DType dtype, int64_t rows, int64_t cols, int64_t unit_rows, int64_t unit_cols,
                  double* scores, int threads);
-void apply_mask(const void* w, int itemsize, const bool* mask, int64_t n, void* out, int threads);
+// A matrix of whole units, each kept or not: keep [rows / unit_rows, cols / unit_cols].
+struct UnitGrid {
+  int64_t rows, cols, unit_rows, unit_cols;
+};
+void prune_units(const UnitGrid& grid, const bool* keep, const void* w, DType dtype, bool* mask, void* pruned,
+                 int threads);
+// bits [rows, ceil(cols / 8)]: element i of a row is bit i % 8 of byte i / 8.
+void pack_mask(const bool* mask, int64_t rows, int64_t cols, uint8_t* bits, int threads);
+void unpack_mask(const uint8_t* bits, int64_t rows, int64_t cols, bool* mask, int threads);
 
 // A weight to be packed, any strides.
 struct WeightArgs {

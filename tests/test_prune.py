@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -212,6 +215,204 @@ def test_nonfinite_raise(w, raising):
                     call(w, sparsity=0.5, nonfinite="raise")
 
 
+# ---- selection ----
+
+SAMPLED = 200_000  # elements: enough for the bracket, a recursion and several chunks
+
+
+def sampled_places(n):
+    """Where select.cpp samples n elements: data made against it has to know."""
+    size = min(n // 32, 1 << 15)
+    i = np.arange(size, dtype=np.uint64)
+    spread = (i * np.uint64(0x9E3779B9) & np.uint64(0xFFFFFFFF)) * 2.0**-32
+    return np.minimum(((i + spread) * (n / size)).astype(np.int64), n - 1)
+
+
+def hostile(kind, n, rng):
+    """Data that a sample describes badly, or that has its k-th magnitude among ties."""
+    w = rng.standard_normal(n)
+    if kind == "sorted":
+        w.sort()
+    elif kind == "constant":
+        w[:] = -1.5
+    elif kind == "zeros":
+        w[:] = rng.choice([0.0, -0.0], n)
+    elif kind == "constant but a few":
+        w[:] = 1.0
+        w[rng.integers(0, n, 5)] = [0.5, -0.25, 2.0, np.inf, np.nan]
+    elif kind == "two values":
+        w[:] = rng.choice([0.5, -2.0], n)
+    elif kind == "half zeros":
+        w[rng.random(n) < 0.5] = 0.0
+    elif kind == "few values":
+        w[:] = rng.integers(-3, 4, n) * 0.25
+    elif kind == "periodic":
+        w[:] = np.arange(n) % 32
+    elif kind == "steps":
+        w *= 10.0 ** (np.arange(n) * 8 // n - 4)
+    elif kind == "denormals":
+        w *= 1e-41
+    elif kind == "nan":
+        w[rng.random(n) < 0.6] = np.nan
+    elif kind == "the sample is small":  # the bracket lies below everything else
+        w = 10 + np.abs(w)
+        w[sampled_places(n)] *= 0.01
+    elif kind == "the sample is large":
+        w[sampled_places(n)] += 100
+    elif kind == "all inside":  # the bracket holds nearly everything
+        w = 1.1 + 1e-3 * w
+        w[sampled_places(n)] = np.linspace(1, 1.2, len(sampled_places(n)))
+    return w
+
+
+HOSTILE = (
+    "sorted",
+    "constant",
+    "zeros",
+    "constant but a few",
+    "two values",
+    "half zeros",
+    "few values",
+    "periodic",
+)
+HOSTILE += ("steps", "denormals", "nan", "the sample is small", "the sample is large", "all inside", "normal")
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+@settings(max_examples=6)
+@given(data=st.data())
+def test_selection_is_exact_whatever_the_sample_says(kind, data):
+    n = SAMPLED + data.draw(st.integers(0, 20_000))
+    dtype = data.draw(st.sampled_from(FLOATS))
+    sparsity = data.draw(st.sampled_from([0.5, 1e-5, 0.25, 0.4, 0.6, 0.999, 1.0]))
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    with np.errstate(all="ignore"):
+        whole = cast(hostile(kind, n, rng), dtype)
+    cut = data.draw(st.sampled_from([0, 1, 7, 16_384, 100_003]))
+    ws = [whole[:cut], whole[cut:]]
+    expected = reference.prune_masks(ws, sparsity=sparsity)
+    limit = reference.magnitude_threshold(ws, sparsity)
+    label_and_result = on_every_isa(
+        lambda: (octavo.prune_mask(ws, sparsity=sparsity), octavo.magnitude_threshold(ws, sparsity)),
+        threads=(1, 3),
+    )
+    for label, (masks, threshold) in label_and_result:
+        assert_same(threshold, limit, f"{kind}, {dtype}, {sparsity}, {label}")
+        for got, want in zip(masks, expected, strict=True):
+            assert_same(got, want, f"{kind}, {dtype}, {sparsity}, {label}")
+
+
+def test_more_elements_than_32_bits_count():
+    """A list that names the same memory many times is as large as it likes to be."""
+    w = np.random.default_rng(3).standard_normal(1 << 20).astype(np.float16)
+    times = 4200  # 4.4e9 elements
+    n, sparsity = times * w.size, 0.98
+    k = round(sparsity * n)
+    assert k > 2**32
+    expected = np.sort(np.abs(w))[-(-k // times) - 1]
+    assert octavo.magnitude_threshold([w] * times, sparsity) == expected
+    w[:] = 0
+    segments = [(octavo.arrays.pointer(w), 1, w.size)] * times
+    threads = octavo.get_num_threads()
+    assert octavo.backends._core.magnitude_select(segments, k, threads) == (0, k)  # equal ones stay from k on
+    assert octavo.backends._core.magnitude_select(segments, n, threads)[0] == 0
+
+
+MEMORY = """
+import resource
+import numpy as np, octavo
+rng = np.random.default_rng(0)
+ws = [np.empty(n, np.float32) for n in (3_000_000, 5_000_000, 8_000_000)]
+for w in ws:
+    rng.random(out=w, dtype=np.float32)
+masks = [np.ones(w.shape, np.bool_) for w in ws]
+octavo.prune_mask(ws[0][:100_000], sparsity=0.5)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+octavo.prune_mask(ws, sparsity=0.5, out=masks)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / sum(w.nbytes for w in ws))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss counts differently elsewhere")
+def test_global_selection_takes_little_memory():
+    """5 % of the tensors beside the masks: nothing is concatenated."""
+    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 0.05 + 0.02  # and what the allocator keeps
+
+
+# ---- out ----
+
+
+@settings(max_examples=150)
+@given(patterned(max_tensors=3), st.sampled_from([0, 2]))
+def test_prune_into_out(case, pad):
+    ws, args = case
+    masks = reference.prune_masks(ws, **args)
+    outs = [poisoned(w.shape, w.dtype, pad) for w in ws]
+    mask_outs = [poisoned(w.shape, np.bool_, pad) for w in ws]
+
+    def call():
+        changed = [w.copy() for w in ws]
+        returned = octavo.prune_(changed, **args, out=mask_outs)
+        return octavo.prune(ws, **args, out=outs), changed, returned
+
+    for label, (pruned, changed, returned) in on_every_isa(call, threads=(1, 2)):
+        for i, (w, mask) in enumerate(zip(ws, masks, strict=True)):
+            want = reference.apply_mask(w, mask)
+            assert pruned[i] is outs[i], label
+            assert returned[i] is mask_outs[i], label
+            assert_same(pruned[i], want, label)
+            assert_same(changed[i], want, label)
+            assert_same(returned[i], mask, label)
+            assert untouched(outs[i], pad), label
+            assert untouched(mask_outs[i], pad), label
+
+
+def test_prune_in_place_of_tensors_that_share_memory():
+    """The mask is that of what was there before anything changed."""
+    w = np.array([1, 1, 2, 1], np.float32)
+    masks = octavo.prune_([w, w], sparsity=0.5)
+    assert [mask.tolist() for mask in masks] == [[False, False, True, False], [False, True, True, True]]
+    assert w.tolist() == [0, 0, 2, 0]
+
+
+@pytest.mark.parametrize("at", [0, 1])
+def test_outputs_too_large_for_the_caches(at):
+    """Those are written past the caches, in whole lines: from wherever the arrays begin."""
+    rng = np.random.default_rng(5)
+    shape = (2100, 4004)
+    whole = rng.standard_normal(shape[0] * shape[1] + 1).astype(np.float32)
+    whole[[1, 77_777]] = [np.nan, np.inf]
+    w = whole[at:][: shape[0] * shape[1]].reshape(shape)
+    pruned, mask, data = (
+        np.empty(w.size + 1, t)[at:][: w.size].reshape(shape) for t in (np.float32, bool, np.int8)
+    )
+    scale = np.empty(shape[0], np.float32)
+    for args in ({"threshold": 0.5}, {"pattern": "2:4"}, {"pattern": "block3x4", "threshold": 9.0}):
+        (expected,) = reference.prune_masks([w], **args)
+        expected_pruned = reference.apply_mask(w, expected)
+        for label, _ in on_every_isa(lambda a=args: octavo.prune_mask(w, **a, out=mask), threads=(2,)):
+            assert_same(mask, expected, f"{args}, {label}")
+            mask.fill(True)
+        for label, _ in on_every_isa(lambda a=args: octavo.prune(w, **a, out=pruned), threads=(2,)):
+            assert_same(pruned, expected_pruned, f"{args}, {label}")
+            pruned.fill(7)
+    (expected,) = reference.prune_masks([w], threshold=0.5)
+    expected_data, expected_scale, _ = reference.quantize(reference.apply_mask(w, expected))
+    for label, _ in on_every_isa(
+        lambda: octavo.prune_quantize(w, threshold=0.5, out=(data, scale, mask)), threads=(2,)
+    ):
+        assert_same(data, expected_data, label)
+        assert_same(scale, expected_scale, label)
+        assert_same(mask, expected, label)
+        data.fill(1)
+    expected_data, expected_scale, _ = reference.quantize(w)
+    for label, _ in on_every_isa(lambda: octavo.quantize(w, out=(data, scale)), threads=(2,)):
+        assert_same(data, expected_data, label)
+        assert_same(scale, expected_scale, label)
+        data.fill(1)
+
+
 # ---- bits ----
 
 
@@ -346,3 +547,32 @@ def test_prune_leaves_what_it_was_given_alone():
     mask = octavo.prune_(layer.weight, sparsity=0.5)
     assert int(mask.sum()) == 64
     assert_same(layer.weight, np.where(to_numpy(mask), to_numpy(layer.weight), np.float32(0)))
+
+
+@needs_torch
+@pytest.mark.parametrize("wants_gradient", [False, True])
+def test_torch_tensors_into_out(wants_gradient):
+    import torch
+
+    ws = [torch.randn(8, 16, requires_grad=wants_gradient), torch.randn(40).bfloat16()]
+    masks = [to_numpy(mask) for mask in octavo.prune_mask(ws, sparsity=0.5)]
+    expected = [reference.apply_mask(to_numpy(w.detach()), m) for w, m in zip(ws, masks, strict=True)]
+    with torch.no_grad() if wants_gradient else contextlib.nullcontext():
+        outs = [torch.full_like(w, 7) for w in ws]
+        pruned = octavo.prune(ws, sparsity=0.5, out=outs)
+    changed = [w.detach().clone() for w in ws]
+    mask_outs = [torch.ones(w.shape, dtype=torch.bool) for w in ws]
+    versions = [t._version for t in (*changed, *mask_outs)]
+    returned = octavo.prune_(changed, sparsity=0.5, out=mask_outs)
+    assert all(t._version > v for t, v in zip((*changed, *mask_outs), versions, strict=True))
+    for i in range(2):
+        assert pruned[i] is outs[i]
+        assert returned[i] is mask_outs[i]
+        assert_same(outs[i], expected[i])
+        assert_same(changed[i], expected[i])
+        assert_same(mask_outs[i], masks[i])
+    if wants_gradient:
+        with pytest.raises(ValueError, match=r"^out: expected None where a gradient is wanted"):
+            octavo.prune(ws[0], sparsity=0.5, out=torch.ones(8, 16))
+        octavo.prune(ws[0], sparsity=0.5).sum().backward()
+        assert_same(ws[0].grad, octavo.prune_mask(ws[0].detach(), sparsity=0.5).numpy().astype(np.float32))

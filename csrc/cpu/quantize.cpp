@@ -102,13 +102,14 @@ void quantize(const QuantizeArgs& args, int threads) {
     return;
   }
   const bool plain = !args.given && !args.zero_point && !args.mask && !args.stochastic;
+  const bool streaming = x.rows * x.cols >= kStreamBytes;
   auto body = [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t row = i / args.groups, first = i % args.groups * args.group_size,
                     last = first + args.group_size;
       if (plain) {
-        args.scale[i] =
-            quantize_symmetric(x, row, first, last, 0, args.data + row * args.data_row_stride + first);
+        args.scale[i] = quantize_symmetric(x, row, first, last, 0,
+                                           args.data + row * args.data_row_stride + first, streaming);
         continue;
       }
       Range range = {0.0f, 0.0f};
@@ -116,6 +117,7 @@ void quantize(const QuantizeArgs& args, int threads) {
       const Affine affine = args.given ? given_affine(args, i) : fitted_affine(args, range, i);
       quantize_piece(args, affine, row, first, last);
     }
+    if (plain && streaming) stream_fence();
   };
   parallel_for(spans, kGrain / (args.group_size + 1) + 1, threads, body);
 }

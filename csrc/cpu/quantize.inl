@@ -1,6 +1,7 @@
 // Quantize and dequantize over the vector words of the vec_*.h included before. Each source vector is read once per pass;
 // the second pass of a row hits the cache.
 #include "../octavo.h"
+#include "stream.h"
 #include "unroll.h"
 
 namespace octavo {
@@ -41,6 +42,7 @@ uint32_t max_bits_of(const T* x, int64_t n) {
   for (auto& t : top) t = set1(0);
   int64_t i = 0;
   for (; i + kChains * kLanes <= n; i += kChains * kLanes) {
+    prefetch_ahead(x + i, kChains * kLanes * static_cast<int64_t>(sizeof(T)));
     for (int c = 0; c < kChains; ++c) top[c] = max(top[c], magnitude_bits(load(x + i + c * kLanes)));
   }
   for (; i < n; i += kLanes) {

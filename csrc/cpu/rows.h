@@ -3,6 +3,7 @@
 
 #include "../dispatch.h"
 #include "../numerics.h"
+#include "stream.h"
 
 namespace octavo {
 
@@ -59,10 +60,22 @@ static inline Affine symmetric_affine(const Range& r) {
   return symmetric_affine(amax);
 }
 
+// quantize_bounded past the caches; stream_fence() has to follow.
+static inline void quantize_streaming(const void* x, DType dtype, int64_t n, float inv, int8_t* q) {
+  const char* p = static_cast<const char*>(x);
+  for (int64_t i = 0; i < n; i += kStreamPiece) {
+    alignas(kStreamLine) int8_t piece[kStreamPiece];
+    const int64_t count = n - i < kStreamPiece ? n - i : kStreamPiece;
+    kernels().quantize->quantize_bounded(p + i * size_of(dtype), dtype, count, inv, 0, piece);
+    stream_copy(q + i, piece, count);
+  }
+}
+
 // Quantizes columns [begin, end) of a row by their own symmetric scale, to q[column - begin]; returns the scale. Where
 // everything is finite, as nearly always, the largest magnitude takes two operations, and nothing needs to be clamped.
+// streaming: writes past the caches, without flip; stream_fence() has to follow.
 static inline float quantize_symmetric(const FloatRows& x, int64_t row, int64_t begin, int64_t end,
-                                       uint8_t flip, int8_t* q) {
+                                       uint8_t flip, int8_t* q, bool streaming = false) {
   const QuantizeKernels& kernel = *kernels().quantize;
   uint32_t top = 0;
   for_pieces(x, row, begin, end, [&](const void* p, DType dtype, int64_t, int64_t count) {
@@ -74,8 +87,10 @@ static inline float quantize_symmetric(const FloatRows& x, int64_t row, int64_t 
   if (!finite) widen_range(x, nullptr, row, begin, end, &range);
   const Affine affine = symmetric_affine(range);
   for_pieces(x, row, begin, end, [&](const void* p, DType dtype, int64_t first, int64_t count) {
-    if (finite) return kernel.quantize_bounded(p, dtype, count, affine.inv, flip, q + first - begin);
-    kernel.quantize(p, dtype, nullptr, count, affine.inv, 0.0f, -127.0f, flip, q + first - begin);
+    int8_t* target = q + first - begin;
+    if (!finite) return kernel.quantize(p, dtype, nullptr, count, affine.inv, 0.0f, -127.0f, flip, target);
+    if (streaming) return quantize_streaming(p, dtype, count, affine.inv, target);
+    kernel.quantize_bounded(p, dtype, count, affine.inv, flip, target);
   });
   return affine.scale;
 }

@@ -112,6 +112,59 @@ inline void store_mask_n(bool* p, Mask v, int n) {
   memcpy(p, lanes, static_cast<size_t>(n));
 }
 
+inline void store_mask_4(bool* p, const Mask (&v)[4]) {
+  I32 ones[4];
+  for (int i = 0; i < 4; ++i) ones[i] = _mm256_and_si256(_mm256_castps_si256(v[i].m), _mm256_set1_epi32(1));
+  store_i8_4(reinterpret_cast<int8_t*>(p), ones, 0);
+}
+inline void store_kept(float* p, const float* source, Mask m) {
+  _mm256_storeu_ps(p, _mm256_and_ps(_mm256_loadu_ps(source), m.m));
+}
+inline void store_kept(double* p, const double* source, Mask m) {
+  const __m256i lanes = _mm256_castps_si256(m.m);
+  const __m256d low = _mm256_castsi256_pd(_mm256_cvtepi32_epi64(_mm256_castsi256_si128(lanes)));
+  const __m256d high = _mm256_castsi256_pd(_mm256_cvtepi32_epi64(_mm256_extracti128_si256(lanes, 1)));
+  _mm256_storeu_pd(p, _mm256_and_pd(_mm256_loadu_pd(source), low));
+  _mm256_storeu_pd(p + 4, _mm256_and_pd(_mm256_loadu_pd(source + 4), high));
+}
+template <class Half>
+inline void store_kept(Half* p, const Half* source, Mask m) {
+  const __m256i lanes = _mm256_castps_si256(m.m);
+  const __m128i kept = _mm_packs_epi32(_mm256_castsi256_si128(lanes), _mm256_extracti128_si256(lanes, 1));
+  const __m128i v = _mm_loadu_si128(reinterpret_cast<const __m128i*>(source));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_and_si128(v, kept));
+}
+template <class T>
+inline void store_kept_n(T* p, const T* source, Mask m, int n) {
+  T lanes[kLanes] = {};
+  memcpy(lanes, source, static_cast<size_t>(n) * sizeof(T));
+  store_kept(lanes, lanes, m);
+  memcpy(p, lanes, static_cast<size_t>(n) * sizeof(T));
+}
+
+// For every selection of eight lanes, their numbers one after the other.
+struct CompressOrder {
+  uint8_t lanes[256][8];
+};
+constexpr CompressOrder compress_order() {
+  CompressOrder order = {};
+  for (int selected = 0; selected < 256; ++selected) {
+    int next = 0;
+    for (uint8_t lane = 0; lane < 8; ++lane) {
+      if (selected >> lane & 1) order.lanes[selected][next++] = lane;
+    }
+  }
+  return order;
+}
+constexpr CompressOrder kCompressOrder = compress_order();
+inline int compress(int32_t* p, Mask m, I32 v) {
+  const int selected = _mm256_movemask_ps(m.m);
+  const auto* order = reinterpret_cast<const __m128i*>(kCompressOrder.lanes[selected]);
+  const __m256i lanes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(order));
+  store(p, _mm256_permutevar8x32_epi32(v, lanes));
+  return __builtin_popcount(static_cast<unsigned>(selected));
+}
+
 inline F32 add(F32 a, F32 b) { return _mm256_add_ps(a, b); }
 inline F32 sub(F32 a, F32 b) { return _mm256_sub_ps(a, b); }
 inline F32 mul(F32 a, F32 b) { return _mm256_mul_ps(a, b); }
@@ -160,6 +213,9 @@ inline I32 keys(F32 v) { return _mm256_min_epi32(magnitude_bits(v), _mm256_set1_
 inline Mask greater(I32 a, I32 b) { return {_mm256_castsi256_ps(_mm256_cmpgt_epi32(a, b))}; }
 inline Mask equal(I32 a, I32 b) { return {_mm256_castsi256_ps(_mm256_cmpeq_epi32(a, b))}; }
 inline int count(Mask m) { return __builtin_popcount(static_cast<unsigned>(_mm256_movemask_ps(m.m))); }
+inline Mask both(Mask a, Mask b) { return {_mm256_and_ps(a.m, b.m)}; }
+inline I32 increment(I32 v, Mask m) { return _mm256_sub_epi32(v, _mm256_castps_si256(m.m)); }
+inline I32 permute(I32 v, I32 index) { return _mm256_permutevar8x32_epi32(v, index); }
 
 }  // namespace
 }  // namespace octavo

@@ -94,6 +94,33 @@ inline void store_mask_n(bool* p, Mask v, int n) {
 }
 inline void store_mask(bool* p, Mask v) { store_mask_n(p, v, kLanes); }
 
+inline void store_mask_4(bool* p, const Mask (&v)[4]) {
+  const __mmask32 low = _mm512_kunpackw(v[1], v[0]), high = _mm512_kunpackw(v[3], v[2]);
+  _mm512_storeu_si512(p, _mm512_maskz_set1_epi8(_mm512_kunpackd(high, low), 1));
+}
+inline void store_kept_n(float* p, const float* source, Mask m, int n) {
+  _mm512_mask_storeu_ps(p, first_lanes(n), _mm512_maskz_loadu_ps(m & first_lanes(n), source));
+}
+inline void store_kept_n(double* p, const double* source, Mask m, int n) {
+  const Mask in = first_lanes(n);
+  const auto low = static_cast<__mmask8>(in), high = static_cast<__mmask8>(in >> 8);
+  _mm512_mask_storeu_pd(p, low, _mm512_maskz_loadu_pd(static_cast<__mmask8>(m) & low, source));
+  _mm512_mask_storeu_pd(p + 8, high, _mm512_maskz_loadu_pd(static_cast<__mmask8>(m >> 8) & high, source + 8));
+}
+template <class Half>
+inline void store_kept_n(Half* p, const Half* source, Mask m, int n) {
+  _mm256_mask_storeu_epi16(p, first_lanes(n), _mm256_maskz_loadu_epi16(m & first_lanes(n), source));
+}
+template <class T>
+inline void store_kept(T* p, const T* source, Mask m) {
+  store_kept_n(p, source, m, kLanes);
+}
+// Through a register: the instruction that compresses to memory takes a hundred cycles on some processors.
+inline int compress(int32_t* p, Mask m, I32 v) {
+  _mm512_storeu_si512(p, _mm512_maskz_compress_epi32(m, v));
+  return __builtin_popcount(m);
+}
+
 inline F32 add(F32 a, F32 b) { return _mm512_add_ps(a, b); }
 inline F32 sub(F32 a, F32 b) { return _mm512_sub_ps(a, b); }
 inline F32 mul(F32 a, F32 b) { return _mm512_mul_ps(a, b); }
@@ -132,6 +159,9 @@ inline I32 keys(F32 v) { return _mm512_min_epi32(magnitude_bits(v), _mm512_set1_
 inline Mask greater(I32 a, I32 b) { return _mm512_cmpgt_epi32_mask(a, b); }
 inline Mask equal(I32 a, I32 b) { return _mm512_cmpeq_epi32_mask(a, b); }
 inline int count(Mask m) { return __builtin_popcount(m); }
+inline Mask both(Mask a, Mask b) { return a & b; }
+inline I32 increment(I32 v, Mask m) { return _mm512_mask_sub_epi32(v, m, v, _mm512_set1_epi32(-1)); }
+inline I32 permute(I32 v, I32 index) { return _mm512_permutexvar_epi32(index, v); }
 
 }  // namespace
 }  // namespace octavo

@@ -118,6 +118,47 @@ inline void store_mask_n(bool* p, Mask v, int n) {
   memcpy(p, lanes, static_cast<size_t>(n));
 }
 
+inline void store_mask_4(bool* p, const Mask (&v)[4]) {
+  const uint16x8_t low = vcombine_u16(vmovn_u32(v[0].m), vmovn_u32(v[1].m));
+  const uint16x8_t high = vcombine_u16(vmovn_u32(v[2].m), vmovn_u32(v[3].m));
+  store_any(p, vandq_u8(vcombine_u8(vmovn_u16(low), vmovn_u16(high)), vdupq_n_u8(1)));
+}
+inline void store_kept(float* p, const float* source, Mask m) {
+  store_any(p, vandq_u8(load_any(source), vreinterpretq_u8_u32(m.m)));
+}
+inline void store_kept(double* p, const double* source, Mask m) {
+  const int32x4_t lanes = vreinterpretq_s32_u32(m.m);
+  const uint8x16_t low = vreinterpretq_u8_s64(vmovl_s32(vget_low_s32(lanes)));
+  const uint8x16_t high = vreinterpretq_u8_s64(vmovl_s32(vget_high_s32(lanes)));
+  store_any(p, vandq_u8(load_any(source), low));
+  store_any(p + 2, vandq_u8(load_any(source + 2), high));
+}
+template <class Half>
+inline void store_kept(Half* p, const Half* source, Mask m) {
+  store_halves(p, vand_u16(load_halves(source), vmovn_u32(m.m)));
+}
+template <class T>
+inline void store_kept_n(T* p, const T* source, Mask m, int n) {
+  T lanes[kLanes] = {};
+  memcpy(lanes, source, static_cast<size_t>(n) * sizeof(T));
+  store_kept(lanes, lanes, m);
+  memcpy(p, lanes, static_cast<size_t>(n) * sizeof(T));
+}
+// There is no instruction for it, and few lanes are selected: one at a time.
+inline int compress(int32_t* p, Mask m, I32 v) {
+  if (vmaxvq_u32(m.m) == 0) return 0;
+  int32_t lanes[kLanes];
+  uint32_t selected[kLanes];
+  store(lanes, v);
+  vst1q_u32(selected, m.m);
+  int count = 0;
+  for (int i = 0; i < kLanes; ++i) {
+    p[count] = lanes[i];
+    count += selected[i] & 1;
+  }
+  return count;
+}
+
 inline F32 add(F32 a, F32 b) { return vaddq_f32(a, b); }
 inline F32 sub(F32 a, F32 b) { return vsubq_f32(a, b); }
 inline F32 mul(F32 a, F32 b) { return vmulq_f32(a, b); }
@@ -155,6 +196,13 @@ inline I32 keys(F32 v) { return vreinterpretq_s32_u32(vminq_u32(bits(vabsq_f32(v
 inline Mask greater(I32 a, I32 b) { return {vcgtq_s32(a, b)}; }
 inline Mask equal(I32 a, I32 b) { return {vceqq_s32(a, b)}; }
 inline int count(Mask m) { return -vaddvq_s32(vreinterpretq_s32_u32(m.m)); }
+inline Mask both(Mask a, Mask b) { return {vandq_u32(a.m, b.m)}; }
+inline I32 increment(I32 v, Mask m) { return vsubq_s32(v, vreinterpretq_s32_u32(m.m)); }
+inline I32 permute(I32 v, I32 index) {
+  const int32x4_t first = vmulq_n_s32(index, 0x04040404);  // of each lane's bytes
+  const uint8x16_t bytes = vreinterpretq_u8_s32(vaddq_s32(first, vdupq_n_s32(0x03020100)));
+  return vreinterpretq_s32_u8(vqtbl1q_u8(vreinterpretq_u8_s32(v), bytes));
+}
 
 }  // namespace
 }  // namespace octavo

@@ -1,4 +1,4 @@
-// One lane of float: the vocabulary of quantize.inl, prune.inl and epilogue.inl on any machine. vec_avx2.h and
+// One lane of float: the vocabulary of the .inl files on any machine. vec_avx2.h and
 // vec_avx512.h say the same words for 8 and 16 lanes; a `_n` suffix touches only the first n of them.
 #pragma once
 
@@ -61,6 +61,24 @@ inline void store_n(T* p, V v, int) {
   store(p, v);
 }
 inline void store_mask_n(bool* p, Mask v, int) { *p = v; }
+inline void store_mask_4(bool* p, const Mask (&v)[4]) {  // four vectors in a row
+  for (int i = 0; i < 4; ++i) p[i] = v[i];
+}
+// Copies what m selects and writes zeros elsewhere: bits, not numbers, so that a NaN keeps its payload. p may be source.
+template <class T>
+inline void store_kept(T* p, const T* source, Mask m) {
+  const T v = m ? load_raw(source) : T{};
+  memcpy(p, &v, sizeof v);
+}
+template <class T>
+inline void store_kept_n(T* p, const T* source, Mask m, int) {
+  store_kept(p, source, m);
+}
+// Puts the lanes that m selects one after the other; writes a whole vector, and returns how many count.
+inline int compress(int32_t* p, Mask m, I32 v) {
+  *p = v;
+  return m;
+}
 // Narrows lanes within [-128, 127].
 inline void store_i8(int8_t* p, I32 v, uint8_t flip) {
   *p = static_cast<int8_t>(static_cast<uint8_t>(v) ^ flip);
@@ -105,6 +123,9 @@ inline I32 keys(F32 v) { return static_cast<I32>(magnitude_key(v)); }
 inline Mask greater(I32 a, I32 b) { return a > b; }
 inline Mask equal(I32 a, I32 b) { return a == b; }
 inline int count(Mask m) { return m; }
+inline Mask both(Mask a, Mask b) { return a && b; }
+inline I32 increment(I32 v, Mask m) { return v + m; }  // adds 1 to the lanes that m selects
+inline I32 permute(I32 v, I32) { return v; }           // lane i of the result is lane index[i] of v
 
 }  // namespace
 }  // namespace octavo

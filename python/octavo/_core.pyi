@@ -55,12 +55,43 @@ def count_nonfinite(
 ) -> tuple[int, int]: ...
 def magnitude_select(segments: list[tuple[int, int, int]], k: int, threads: int) -> tuple[int, int]: ...
 def max_key(segments: list[tuple[int, int, int]], threads: int) -> int: ...
-def prune_mask(segments: list[tuple[int, int, int, int]], key: int, ties: int, threads: int) -> None: ...
-def prune_mask_nm(w: int, dtype: int, groups: int, n: int, m: int, mask: int, threads: int) -> None: ...
+
+# w, dtype, n, mask, pruned; either of the last two may be 0, and pruned may be w
+def prune(
+    segments: list[tuple[int, int, int, int, int]], key: int, keep_equal_from: int, threads: int
+) -> None: ...
+def prune_quantize(
+    w: int,
+    dtype: int,
+    rows: int,
+    cols: int,
+    key: int,
+    keep_equal_from: int,
+    mask: int,
+    data: int,
+    scale: int,
+    threads: int,
+) -> None: ...
+def prune_nm(
+    w: int, dtype: int, groups: int, n: int, m: int, mask: int, pruned: int, threads: int
+) -> None: ...
 def unit_scores(
     w: int, dtype: int, rows: int, cols: int, unit_rows: int, unit_cols: int, scores: int, threads: int
 ) -> None: ...
-def apply_mask(w: int, itemsize: int, mask: int, n: int, out: int, threads: int) -> None: ...
+def prune_units(
+    rows: int,
+    cols: int,
+    unit_rows: int,
+    unit_cols: int,
+    keep: int,
+    w: int,
+    dtype: int,
+    mask: int,
+    pruned: int,
+    threads: int,
+) -> None: ...
+def pack_mask(mask: int, rows: int, cols: int, bits: int, threads: int) -> None: ...
+def unpack_mask(bits: int, rows: int, cols: int, mask: int, threads: int) -> None: ...
 
 # kept: int64 [pairs of panels]; tiles: int64 [padded N / 4]
 def count_weight(

@@ -13,6 +13,7 @@ from .linear import (
     int8_linear,
     pack_weight,
 )
+from .masks import pack_mask, unpack_mask
 from .packed import PackedWeight
 from .packed import pack_buffer as _pack_weight_buffer
 from .packed import unpack_buffer as _unpack_weight_buffer
@@ -22,12 +23,10 @@ from .pruning import (
     _prune_masks,
     _prune_quantize,
     magnitude_threshold,
-    pack_mask,
     prune,
     prune_,
     prune_mask,
     prune_quantize,
-    unpack_mask,
 )
 from .quantization import Quantized, _dequantize, _quantize, dequantize, quantize
 

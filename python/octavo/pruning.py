@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from . import backends
 from .arrays import (
     Array,
-    check_dtype,
+    byte_range,
     check_out,
     check_outs,
     contiguous,
@@ -23,6 +24,7 @@ from .arrays import (
     kind_of,
     mark_written,
     needs_dispatcher,
+    plain_address,
     pointer,
     store,
     writable,
@@ -30,7 +32,7 @@ from .arrays import (
 from .backends import _core
 from .quantization import Quantized, _quantize, raise_nonfinite, reference_for, runs_native
 
-_ALL_TIES = 2**62
+_NONE_EQUAL = 2**62  # as keep_equal_from: of the elements equal to the threshold none stays
 _PATTERN = re.compile(r"(?:unstructured|row|column|block([1-9]\d*)x([1-9]\d*)|([1-9]\d*):([1-9]\d*))")
 
 
@@ -122,12 +124,10 @@ def _prune_masks(
     out: Sequence[Array] | None = None,
 ) -> list[Array]:
     """prune_mask of several arrays as one, without torch's dispatcher."""
-    if out is not None and (not isinstance(out, list | tuple) or len(out) != len(ws)):
-        raise TypeError(f"out: expected a sequence of {len(ws)} arrays, got {type(out).__name__}")
-    names, out_names = [f"w[{i}]" for i in range(len(ws))], [f"out[{i}]" for i in range(len(ws))]
-    return _masks(
-        ws, names, _selection(threshold, ratio, sparsity, pattern, nonfinite), nonfinite, out, out_names
-    )
+    if out is not None:
+        _check_out_list(out, ws)
+    chosen = _selection(threshold, ratio, sparsity, pattern, nonfinite)
+    return _masks(ws, _names("w", ws, True), chosen, nonfinite, out, _names("out", ws, True))
 
 
 def _masks(
@@ -138,6 +138,20 @@ def _masks(
     outs: Sequence[Array] | None,
     out_names: list[str],
 ) -> list[Array]:
+    _check_weights(ws, names, chosen, nonfinite)
+    if outs is not None:
+        _check_outs(outs, out_names, ws, names, ["bool"] * len(ws))
+    if not ws:
+        return []
+    if not runs_native(ws[0]):
+        found = _reference_masks(ws, chosen)
+    else:
+        found = _allocated(ws, outs, ["bool"] * len(ws))
+        _native([contiguous(w) for w in ws], found, None, chosen)
+    return found if outs is None else [store(out, mask) for out, mask in zip(outs, found, strict=True)]
+
+
+def _check_weights(ws: Sequence[Array], names: list[str], chosen: Selection, nonfinite: str) -> None:
     kind_of(**dict(zip(names, ws, strict=True)))
     for w, name in zip(ws, names, strict=True):
         kind_of(**{name: w})
@@ -145,77 +159,95 @@ def _masks(
         _check_units(w, name, chosen)
         if nonfinite == "raise":
             raise_nonfinite(w, name)
-    if outs is not None:
-        inputs: dict[str, Array | None] = dict(zip(names, ws, strict=True))
-        written = [(out, name, w.shape) for out, name, w in zip(outs, out_names, ws, strict=True)]
-        check_outs(written, ws[0], "bool", inputs)
-    if not ws:
-        return []
-    if not runs_native(ws[0]):
-        found = reference_for(ws[0]).prune_masks(
-            ws, chosen.threshold, chosen.ratio, chosen.sparsity, chosen.pattern
-        )
-    else:
-        masks = (
-            [empty(tuple(w.shape), "bool", w) for w in ws]
-            if outs is None
-            else [writable(o, "bool") for o in outs]
-        )
-        found = _native_masks([contiguous(w) for w in ws], masks, chosen)
+
+
+def _check_outs(
+    outs: Sequence[Array], out_names: list[str], ws: Sequence[Array], names: list[str], dtypes: list[str]
+) -> None:
+    """Each out like its w, of its dtype, apart from all the others."""
+    inputs: dict[str, Array | None] = dict(zip(names, ws, strict=True))
+    for dtype in dict.fromkeys(dtypes):
+        written = [
+            (out, name, w.shape)
+            for out, name, w, each in zip(outs, out_names, ws, dtypes, strict=True)
+            if each == dtype
+        ]
+        check_outs(written, ws[0], dtype, inputs)
+        inputs.update({name: out for out, name, _ in written})
+
+
+def _check_out_list(out: object, ws: Sequence[Array]) -> None:
+    if not isinstance(out, list | tuple):
+        raise TypeError(f"out: expected a sequence of {len(ws)} arrays, got {type(out).__name__}")
+    if len(out) != len(ws):
+        raise TypeError(f"out: expected a sequence of {len(ws)} arrays, got {len(out)}")
+
+
+def _allocated(ws: Sequence[Array], outs: Sequence[Array] | None, dtypes: list[str]) -> list[Array]:
+    """C-contiguous arrays to write: outs where they are, else new ones."""
     if outs is None:
-        return list(found)
-    return [store(out, mask) for out, mask in zip(outs, found, strict=True)]
+        return [empty(tuple(w.shape), dtype, w) for w, dtype in zip(ws, dtypes, strict=True)]
+    return [writable(out, dtype) for out, dtype in zip(outs, dtypes, strict=True)]
 
 
-def _native_masks(ws: list[Array], masks: list[Array], chosen: Selection) -> list[Array]:
-    """Fills C-contiguous masks."""
+def _reference_masks(ws: Sequence[Array], chosen: Selection) -> list[Array]:
+    return list(
+        reference_for(ws[0]).prune_masks(ws, chosen.threshold, chosen.ratio, chosen.sparsity, chosen.pattern)
+    )
+
+
+def _native(
+    ws: list[Array], masks: list[Array] | None, pruned: list[Array] | None, chosen: Selection
+) -> None:
+    """Fills masks, pruned (which may be ws) or both; all arrays C-contiguous."""
     threads = backends.get_num_threads()
+    mask_at = [pointer(mask) for mask in masks] if masks is not None else [0] * len(ws)
+    pruned_at = [pointer(each) for each in pruned] if pruned is not None else [0] * len(ws)
+    segments = [(pointer(w), float_code(w, "w"), _size(w)) for w in ws]
     if ":" in chosen.pattern:
         n, m = chosen.units
-        for w, mask in zip(ws, masks, strict=True):
-            _core.prune_mask_nm(pointer(w), float_code(w, "w"), _size(w) // m, n, m, pointer(mask), threads)
-        return masks
-    if chosen.pattern != "unstructured":
-        return _native_unit_masks(ws, masks, chosen)
-    segments = [(pointer(w), float_code(w, "w"), _size(w)) for w in ws]
+        for (at, code, size), mask, each in zip(segments, mask_at, pruned_at, strict=True):
+            _core.prune_nm(at, code, size // m, n, m, mask, each, threads)
+    elif chosen.pattern != "unstructured":
+        _native_units(ws, mask_at, pruned_at, chosen)
+    else:
+        key, keep_equal_from = _select(segments, chosen, threads)
+        written = [(*w, mask, each) for w, mask, each in zip(segments, mask_at, pruned_at, strict=True)]
+        _core.prune(written, key, keep_equal_from, threads)
+
+
+def _select(segments: list[tuple[int, int, int]], chosen: Selection, threads: int) -> tuple[int, int]:
+    """(key, keep_equal_from): larger keys stay, and equal ones from that index of the whole list on."""
     if chosen.sparsity is not None:
         k = round(chosen.sparsity * sum(n for _, _, n in segments))
-        key, ties = _core.magnitude_select(segments, k, threads) if k else (0, 0)
+        return _core.magnitude_select(segments, k, threads) if k else (0, 0)
+    if chosen.ratio is not None:
+        # exact in float64 and rounded once, as one float32 product is
+        limit = _from_bits(_f32_bits(chosen.ratio)) * _from_bits(_core.max_key(segments, threads))
     else:
-        if chosen.ratio is not None:
-            # exact in float64 and rounded once, as one float32 product is
-            limit = _from_bits(_f32_bits(chosen.ratio)) * _from_bits(_core.max_key(segments, threads))
-        else:
-            assert chosen.threshold is not None
-            limit = chosen.threshold
-        # a negative threshold keeps everything, even one that would round to 0 and prune the zeros
-        key, ties = (0, 0) if limit < 0 else (_f32_bits(limit), _ALL_TIES)
-    _core.prune_mask(
-        [(*segment, pointer(mask)) for segment, mask in zip(segments, masks, strict=True)], key, ties, threads
-    )
-    return masks
+        assert chosen.threshold is not None
+        limit = chosen.threshold
+    # a negative threshold keeps everything, even one that would round to 0 and prune the zeros
+    return (0, 0) if limit < 0 else (_f32_bits(limit), _NONE_EQUAL)
 
 
-def _native_unit_masks(ws: list[Array], masks: list[Array], chosen: Selection) -> list[Array]:
+def _native_units(ws: list[Array], mask_at: list[int], pruned_at: list[int], chosen: Selection) -> None:
+    threads = backends.get_num_threads()
     grids = []
     for w in ws:
         (rows, cols), (r, c) = _shape_2d(w), _unit_shape(w, chosen)
         scores = np.empty((rows // r if r else 0, cols // c if c else 0), np.float64)
         if scores.size:
-            _core.unit_scores(
-                pointer(w), float_code(w, "w"), rows, cols, r, c, pointer(scores), backends.get_num_threads()
-            )
+            _core.unit_scores(pointer(w), float_code(w, "w"), rows, cols, r, c, pointer(scores), threads)
         grids.append(scores)
     keep = _keep_units(np.concatenate([g.reshape(-1) for g in grids]), chosen)
     start = 0
-    for w, mask, grid in zip(ws, masks, grids, strict=True):
+    for w, mask, each, grid in zip(ws, mask_at, pruned_at, grids, strict=True):
         (rows, cols), (r, c) = _shape_2d(w), _unit_shape(w, chosen)
         if grid.size:
-            view = mask if isinstance(mask, np.ndarray) else mask.numpy()
-            units = keep[start : start + grid.size].reshape(grid.shape)
-            view.reshape(grid.shape[0], r, grid.shape[1], c)[...] = units[:, None, :, None]
+            units = pointer(keep[start : start + grid.size])
+            _core.prune_units(rows, cols, r, c, units, pointer(w), float_code(w, "w"), mask, each, threads)
         start += grid.size
-    return masks
 
 
 def _keep_units(scores: NDArray[np.float64], chosen: Selection) -> NDArray[np.bool_]:
@@ -243,7 +275,7 @@ def magnitude_threshold(w: Array | Sequence[Array], sparsity: float) -> float:
     Inf. A contiguous copy is made of a w that is not C-contiguous.
     """
     ws = _flat(w)
-    names = [f"w[{i}]" for i in range(len(ws))] if isinstance(w, list | tuple) else ["w"]
+    names = _names("w", ws, isinstance(w, list | tuple))
     kind_of(**dict(zip(names, ws, strict=True)))
     share = _number(sparsity, "sparsity")
     if not 0 <= share <= 1:
@@ -264,63 +296,122 @@ def magnitude_threshold(w: Array | Sequence[Array], sparsity: float) -> float:
 # ---- pruning ----
 
 
-def prune(w: Array | Sequence[Array], **arguments: Any) -> Any:
-    """A copy of w (an array, or a list of them) with 0.0 where prune_mask(w, **arguments) is False."""
-    _no_out(arguments)
-    if isinstance(w, list | tuple):
-        return [_masked(each, mask) for each, mask in zip(w, prune_mask(w, **arguments), strict=True)]
-    return _masked(w, prune_mask(w, **arguments))
+def prune(w: Array | Sequence[Array], *, out: Array | Sequence[Array] | None = None, **arguments: Any) -> Any:
+    """A copy of w (an array, or a list of them) with 0.0 where prune_mask(w, **arguments) is False.
+
+    out: array like w to fill, or one per array, apart from w; one that is not C-contiguous costs a temporary.
+    """
+    many = isinstance(w, list | tuple)
+    ws = _flat(w)
+    if many and out is not None:
+        _check_out_list(out, ws)
+    outs: list[Array] | None = None if out is None else list(out) if many else [out]
+    if needs_dispatcher(*ws):
+        masks = _flat(prune_mask(w, **arguments))
+        # torch's own operation: it has a gradient and traces
+        results = [reference_for(each).apply_mask(each, mask) for each, mask in zip(ws, masks, strict=True)]
+        if outs is not None:
+            from .torch_library import _fill
+
+            filled = zip(_names("out", ws, many), outs, results, ws, strict=True)
+            results = [_fill(each, name, result, w=like) for name, each, result, like in filled]
+    else:
+        results = _pruned(ws, _names("w", ws, many), outs, _names("out", ws, many), **arguments)
+    return results if many else results[0]
 
 
-def prune_(w: Array | Sequence[Array], **arguments: Any) -> Any:
+def _pruned(
+    ws: list[Array],
+    names: list[str],
+    outs: list[Array] | None,
+    out_names: list[str],
+    threshold: float | None = None,
+    ratio: float | None = None,
+    sparsity: float | None = None,
+    pattern: str = "unstructured",
+    nonfinite: str = "keep",
+) -> list[Array]:
+    chosen = _selection(threshold, ratio, sparsity, pattern, nonfinite)
+    _check_weights(ws, names, chosen, nonfinite)
+    dtypes = [dtype_name(w.dtype) for w in ws]
+    if outs is not None:
+        _check_outs(outs, out_names, ws, names, dtypes)
+    if not ws:
+        return []
+    if not runs_native(ws[0]):
+        apply_mask = reference_for(ws[0]).apply_mask
+        found = [apply_mask(w, mask) for w, mask in zip(ws, _reference_masks(ws, chosen), strict=True)]
+    else:
+        found = _allocated(ws, outs, dtypes)
+        _native([contiguous(w) for w in ws], None, found, chosen)
+    return found if outs is None else [store(out, each) for out, each in zip(outs, found, strict=True)]
+
+
+def prune_(
+    w: Array | Sequence[Array], *, out: Array | Sequence[Array] | None = None, **arguments: Any
+) -> Any:
     """Writes 0.0 into w, in place, where prune_mask(w, **arguments) is False; returns the mask (or list of
     masks).
 
     Of torch tensors only the data changes; autograd sees an in-place change but not what it was. ValueError
     for a read-only array, or one whose elements overlap.
+    out: the mask (or list of masks) to fill, as for prune_mask.
     """
-    _no_out(arguments)
-    detached = [each.detach() if hasattr(each, "detach") else each for each in _flat(w)]
-    for i, each in enumerate(detached):
-        name = f"w[{i}]" if isinstance(w, list | tuple) else "w"
+    many = isinstance(w, list | tuple)
+    ws = [each.detach() if hasattr(each, "detach") else each for each in _flat(w)]
+    names = _names("w", ws, many)
+    for each, name in zip(ws, names, strict=True):
         if isinstance(each, np.ndarray) or not needs_dispatcher(each):
             kind_of(**{name: each})
             float_code(each, name)
             check_out(each, name, each, each.shape, dtype_name(each.dtype), {})
-    masks = prune_mask(detached if isinstance(w, list | tuple) else detached[0], **arguments)
-    for each, mask in zip(detached, _flat(masks), strict=True):
-        _mask_in_place(each, mask)
-    return masks
+    if not needs_dispatcher(*ws):
+        if many and out is not None:
+            _check_out_list(out, ws)
+        outs: list[Array] | None = None if out is None else list(out) if many else [out]
+        masks = _pruned_in_place(ws, names, outs, _names("out", ws, many), **arguments)
+        return masks if many else masks[0]
+    found = prune_mask(ws if many else ws[0], out=out, **arguments)
+    for each, mask in zip(ws, _flat(found), strict=True):
+        each.masked_fill_(~mask, 0)
+    return found
 
 
-def _masked(w: Array, mask: Array) -> Array:
-    if type(w) is not np.ndarray and needs_dispatcher(w):
-        return reference_for(w).apply_mask(w, mask)  # torch's own operation: it has a gradient and traces
-    if not runs_native(w):
-        return reference_for(w).apply_mask(w, mask)
-    out = empty(tuple(w.shape), dtype_name(w.dtype), w)
-    w = contiguous(w)
-    _core.apply_mask(
-        pointer(w), w.itemsize, pointer(mask), _size(w), pointer(out), backends.get_num_threads()
-    )
-    return out
-
-
-def _mask_in_place(w: Array, mask: Array) -> None:
-    if isinstance(w, np.ndarray):
-        if runs_native(w) and contiguous(w) is w:
-            _core.apply_mask(
-                pointer(w), w.itemsize, pointer(mask), w.size, pointer(w), backends.get_num_threads()
-            )
-        else:
-            w[~mask] = 0
-    elif not needs_dispatcher(w) and runs_native(w) and w.is_contiguous():
-        _core.apply_mask(
-            pointer(w), w.itemsize, pointer(mask), _size(w), pointer(w), backends.get_num_threads()
-        )
+def _pruned_in_place(
+    ws: list[Array],
+    names: list[str],
+    outs: list[Array] | None,
+    out_names: list[str],
+    threshold: float | None = None,
+    ratio: float | None = None,
+    sparsity: float | None = None,
+    pattern: str = "unstructured",
+    nonfinite: str = "keep",
+) -> list[Array]:
+    chosen = _selection(threshold, ratio, sparsity, pattern, nonfinite)
+    if not ws or not runs_native(ws[0]) or not all(plain_address(w, w) for w in ws) or _overlap(ws):
+        masks = _masks(ws, names, chosen, nonfinite, outs, out_names)
+        for w, mask in zip(ws, masks, strict=True):
+            if isinstance(w, np.ndarray):
+                w[~mask] = 0
+            else:
+                w.masked_fill_(~mask, 0)
+        return masks
+    _check_weights(ws, names, chosen, nonfinite)
+    dtypes = ["bool"] * len(ws)
+    if outs is not None:
+        _check_outs(outs, out_names, ws, names, dtypes)
+    masks = _allocated(ws, outs, dtypes)
+    _native(ws, masks, ws, chosen)
+    for w in ws:
         mark_written(w)
-    else:
-        w.masked_fill_(~mask, 0)
+    return masks if outs is None else [store(out, mask) for out, mask in zip(outs, masks, strict=True)]
+
+
+def _overlap(ws: list[Array]) -> bool:
+    """Whether arrays of a list share memory: then one must not change before all have been read."""
+    ranges = sorted(byte_range(w) for w in ws)
+    return any(begin < end for (_, end), (begin, _) in itertools.pairwise(ranges))
 
 
 def prune_quantize(
@@ -380,53 +471,44 @@ def _prune_quantize(
         kind_of(w=w, data=out[0], scale=out[1], mask=out[2])
         check_out(mask_out, "out[2]", w, w.shape, "bool", {"w": w, "out[0]": out[0], "out[1]": out[1]})
     chosen = _selection(threshold, ratio, sparsity, pattern, nonfinite)
+    if granularity == "row" and group_size is None and pattern == "unstructured" and runs_native(w):
+        return _prune_quantize_rows(w, chosen, nonfinite, out)
     outs = None if mask_out is None else [mask_out]
     mask = _masks([w], ["w"], chosen, nonfinite, outs, ["out[2]"])[0]
     found = _quantize(w, granularity, group_size, out=quantized_out, mask=contiguous(mask))
     return found, mask
 
 
-# ---- masks as bits ----
-
-
-def pack_mask(mask: Array) -> Array:
-    """bool [..., K] -> uint8 [..., ceil(K / 8)]: element i of a row is bit i % 8 of byte i // 8."""
-    kind = kind_of(mask=mask)
-    check_dtype(mask, "mask", "bool")
-    if not mask.ndim:
-        raise ValueError("mask: expected at least one dimension, got shape ()")
-    if kind == "numpy":
-        return np.packbits(mask, axis=-1, bitorder="little")
-    import torch
-
-    if not needs_dispatcher(mask):
-        return torch.from_numpy(np.packbits(mask.numpy(), axis=-1, bitorder="little"))
-    bits = torch.nn.functional.pad(mask.to(torch.uint8), (0, -mask.shape[-1] % 8))
-    bits = bits.reshape(*mask.shape[:-1], bits.shape[-1] // 8, 8)
-    return (bits << torch.arange(8, dtype=torch.uint8, device=mask.device)).sum(-1, dtype=torch.uint8)
-
-
-def unpack_mask(bits: Array, shape: Sequence[int]) -> Array:
-    """The bool mask of this shape that pack_mask packed: uint8 [..., ceil(K / 8)] -> bool [..., K]."""
-    kind = kind_of(bits=bits)
-    check_dtype(bits, "bits", "uint8")
-    shape = tuple(int(n) for n in shape)
-    if not shape or min(shape) < 0:
-        raise ValueError(f"shape: expected at least one dimension, none negative, got {shape}")
-    expected = (*shape[:-1], -(-shape[-1] // 8))
-    if tuple(bits.shape) != expected:
-        raise ValueError(
-            f"bits: expected shape {expected} for a mask of shape {shape}, got {tuple(bits.shape)}"
-        )
-    if kind == "numpy":
-        return np.unpackbits(bits, axis=-1, count=shape[-1], bitorder="little").view(np.bool_)
-    import torch
-
-    if not needs_dispatcher(bits):
-        mask = np.unpackbits(bits.numpy(), axis=-1, count=shape[-1], bitorder="little")
-        return torch.from_numpy(mask.view(np.bool_))
-    each = (bits.unsqueeze(-1) >> torch.arange(8, dtype=torch.uint8, device=bits.device)) & 1
-    return each.reshape(*shape[:-1], 8 * bits.shape[-1])[..., : shape[-1]].to(torch.bool)
+def _prune_quantize_rows(
+    w: Array, chosen: Selection, nonfinite: str, out: tuple[Array, Array, Array] | None
+) -> tuple[Quantized, Array]:
+    """The case that is worth a kernel: everything about a row is done while it is in the cache."""
+    shapes: list[tuple[str, tuple[int, ...]]] = [
+        ("int8", tuple(w.shape)),
+        ("float32", tuple(w.shape[:-1])),
+        ("bool", tuple(w.shape)),
+    ]
+    _check_weights([w], ["w"], chosen, nonfinite)
+    if not w.ndim:
+        raise ValueError("w: expected at least one dimension for granularity='row', got shape ()")
+    if out is None:
+        written = [empty(shape, dtype, w) for dtype, shape in shapes]
+    else:
+        inputs: dict[str, Array | None] = {"w": w}
+        for i, (dtype, shape) in enumerate(shapes):
+            check_out(out[i], f"out[{i}]", w, shape, dtype, inputs)
+            inputs[f"out[{i}]"] = out[i]
+        written = [writable(each, dtype) for each, (dtype, _) in zip(out, shapes, strict=True)]
+    data, scale, mask = written
+    base, threads, code = contiguous(w), backends.get_num_threads(), float_code(w, "w")
+    (rows, cols), at = _shape_2d(w), pointer(base)
+    key, keep_equal_from = _select([(at, code, _size(w))], chosen, threads)
+    _core.prune_quantize(
+        at, code, rows, cols, key, keep_equal_from, pointer(mask), pointer(data), pointer(scale), threads
+    )
+    if out is not None:
+        data, scale, mask = (store(each, found) for each, found in zip(out, written, strict=True))
+    return Quantized(data, scale, None), mask
 
 
 # ---- arguments ----
@@ -513,6 +595,5 @@ def _flat(w: Array | Sequence[Array]) -> list[Array]:
     return list(w) if isinstance(w, list | tuple) else [w]
 
 
-def _no_out(arguments: dict[str, Any]) -> None:
-    if "out" in arguments:
-        raise TypeError("out: expected no out, which belongs to prune_mask, got one")
+def _names(name: str, ws: Sequence[Array], many: bool) -> list[str]:
+    return [f"{name}[{i}]" for i in range(len(ws))] if many else [name]

@@ -138,12 +138,77 @@ void test_prune_kernels() {
                        scalar.prune->count_equal(w.data(), dtype, n, key),
                    "count_equal", k->isa, dtype, n, key);
             for (const bool keep_equal : {false, true}) {
-              Bytes expected(n), actual(n, 1);
-              scalar.prune->mask(w.data(), dtype, n, key, keep_equal, expected.as<bool>());
-              k->prune->mask(w.data(), dtype, n, key, keep_equal, actual.as<bool>());
-              expect(actual == expected, "mask", k->isa, dtype, n, key);
+              Bytes mask(n), expected(n * bytes_of(dtype)), only_mask(n, 1), only_pruned(expected.size(), 1);
+              scalar.prune->prune(w.data(), dtype, n, key, keep_equal, mask.as<bool>(), expected.data());
+              k->prune->prune(w.data(), dtype, n, key, keep_equal, only_mask.as<bool>(), nullptr);
+              k->prune->prune(w.data(), dtype, n, key, keep_equal, nullptr, only_pruned.data());
+              expect(only_mask == mask, "mask", k->isa, dtype, n, key);
+              expect(only_pruned == expected, "pruned", k->isa, dtype, n, key);
+              Bytes in_place(expected.size(), 1), its_mask(n, 1), max_mask(n, 1);
+              memcpy(in_place.data(), w.data(), static_cast<size_t>(w.size()));
+              k->prune->prune(in_place.data(), dtype, n, key, keep_equal, its_mask.as<bool>(),
+                              in_place.data());
+              expect(in_place == expected && its_mask == mask, "in place", k->isa, dtype, n, key);
+              const uint32_t top =
+                  k->prune->prune_max(w.data(), dtype, n, key, keep_equal, max_mask.as<bool>());
+              Bytes scalar_mask(n);
+              const uint32_t expected_top =
+                  scalar.prune->prune_max(w.data(), dtype, n, key, keep_equal, scalar_mask.as<bool>());
+              expect(top == expected_top && max_mask == mask, "prune_max", k->isa, dtype, n, key);
+              Bytes applied(expected.size(), 1);
+              k->prune->apply_mask(w.data(), dtype, mask.as<bool>(), n, applied.data());
+              expect(applied == expected, "apply_mask", k->isa, dtype, n, key);
+            }
+            for (const uint32_t hi : {key, key + 1, key + 0x400000u, kNanKey + 1}) {
+              const auto lo = static_cast<int32_t>(key) - static_cast<int32_t>(random_below(2));
+              Bytes expected((n + 16) * 4), actual((n + 16) * 4);
+              const KeyCounts wanted = scalar.prune->bracket(w.data(), dtype, n, lo, static_cast<int32_t>(hi),
+                                                             expected.as<int32_t>());
+              const KeyCounts found =
+                  k->prune->bracket(w.data(), dtype, n, lo, static_cast<int32_t>(hi), actual.as<int32_t>());
+              expect(memcmp(&found, &wanted, sizeof found) == 0, "bracket counts", k->isa, dtype, n, lo, hi);
+              expect(found.inside == wanted.inside &&
+                         memcmp(actual.data(), expected.data(), static_cast<size_t>(found.inside) * 4) == 0,
+                     "bracket keys", k->isa, dtype, n, lo, hi);
             }
           }
+        }
+      }
+    }
+  }
+}
+
+void test_pattern_kernels() {
+  const Kernels& scalar = all_kernels().front();
+  for (const Kernels* k : available()) {
+    for (const DType dtype : kFloats) {
+      for (const Values values : kValues) {
+        for (int m = 2; m <= kMaxGroup; ++m) {
+          const int64_t groups = random_below(40), n = groups * m;
+          const int kept = 1 + static_cast<int>(random_below(m - 1));
+          Bytes w = floats(dtype, n, values, random_below(2));
+          Bytes mask(n), expected(w.size()), actual_mask(n, 1), actual(w.size(), 1);
+          scalar.prune->prune_nm(w.data(), dtype, groups, kept, m, mask.as<bool>(), expected.data());
+          k->prune->prune_nm(w.data(), dtype, groups, kept, m, actual_mask.as<bool>(), nullptr);
+          k->prune->prune_nm(w.data(), dtype, groups, kept, m, nullptr, actual.data());
+          expect(actual_mask == mask && actual == expected, "n:m", k->isa, dtype, kept, m, groups);
+        }
+        for (const int64_t cols : kSizes) {
+          const int64_t units = random_below(5), index = random_below(8);
+          Bytes w = floats(dtype, units * cols, values, random_below(2));
+          Bytes expected(units * 64, 0, 0), actual(units * 64, 0, 0);
+          scalar.prune->add_units(w.data(), dtype, units, cols, index, expected.as<double>());
+          k->prune->add_units(w.data(), dtype, units, cols, index, actual.as<double>());
+          canonize(expected, DType::f64);
+          canonize(actual, DType::f64);
+          expect(actual == expected, "add_units", k->isa, dtype, units, cols, index);
+          Bytes row = floats(dtype, cols, values, random_below(2));
+          Bytes sums(cols * 8, 0, 0), others(cols * 8, 0, 0);
+          scalar.prune->add_columns(row.data(), dtype, cols, cols, sums.as<double>());
+          k->prune->add_columns(row.data(), dtype, cols, cols, others.as<double>());
+          canonize(sums, DType::f64);
+          canonize(others, DType::f64);
+          expect(others == sums, "add_columns", k->isa, dtype, cols);
         }
       }
     }
@@ -320,34 +385,39 @@ void test_prune_drivers() {
         if (k < 1) continue;
         compare_drivers("select and mask", total + 12, DType::i32, [&](void* out, int threads) {
           Bytes masks[] = {Bytes(0), Bytes(n), Bytes(100)};
-          const Segment segments[] = {{first.data(), DType::f32, 0, masks[0].as<bool>()},
-                                      {w.data(), dtype, n, masks[1].as<bool>()},
-                                      {last.data(), DType::f16, 100, masks[2].as<bool>()}};
+          const Segment segments[] = {{first.data(), DType::f32, 0, masks[0].as<bool>(), nullptr},
+                                      {w.data(), dtype, n, masks[1].as<bool>(), nullptr},
+                                      {last.data(), DType::f16, 100, masks[2].as<bool>(), nullptr}};
           const Selection selection = magnitude_select(segments, 3, k, threads);
-          prune_mask(segments, 3, selection, threads);
+          prune(segments, 3, selection, threads);
           auto* p = static_cast<char*>(out);
           memcpy(p, masks[1].data(), static_cast<size_t>(n));
           memcpy(p + n, masks[2].data(), 100);
           memcpy(p + total, &selection.key, 4);
-          memcpy(p + total + 4, &selection.ties, 8);
+          memcpy(p + total + 4, &selection.keep_equal_from, 8);
           int64_t kept = 0;
           for (int64_t i = 0; i < total; ++i) kept += p[i];
           expect(kept == total - k, "kept", kept, total - k);
         });
       }
       compare_drivers("max_key", 4, DType::f32, [&](void* out, int threads) {
-        const Segment segment = {w.data(), dtype, n, nullptr};
+        const Segment segment = {w.data(), dtype, n, nullptr, nullptr};
         const uint32_t top = max_key(&segment, 1, threads);
         memcpy(out, &top, 4);
       });
-      Bytes mask = bools(n);
-      compare_drivers("apply_mask", n * bytes_of(dtype), DType::i32, [&](void* out, int threads) {
-        apply_mask(w.data(), static_cast<int>(bytes_of(dtype)), mask.as<bool>(), n, out, threads);
+      compare_drivers("bits", (n + 7) / 8 + n, DType::i32, [&](void* out, int threads) {
+        Bytes mask = bools(n);
+        auto* bits = static_cast<uint8_t*>(out);
+        auto* unpacked = reinterpret_cast<bool*>(bits + (n + 7) / 8);
+        pack_mask(mask.as<bool>(), 1, n, bits, threads);
+        unpack_mask(bits, 1, n, unpacked, threads);
+        expect(memcmp(unpacked, mask.data(), static_cast<size_t>(n)) == 0, "bits", n);
+        memset(out, 0, static_cast<size_t>((n + 7) / 8 + n));
       });
       for (const int m : {2, 4, 7, 32}) {
         const int64_t groups = n / m;
         compare_drivers("n:m", groups * m, DType::i32, [&](void* out, int threads) {
-          prune_mask_nm(w.data(), dtype, groups, m / 2, m, static_cast<bool*>(out), threads);
+          prune_nm(w.data(), dtype, groups, m / 2, m, static_cast<bool*>(out), nullptr, threads);
         });
       }
     }
@@ -362,6 +432,11 @@ void test_prune_drivers() {
       Bytes scores(u.k * u.k * 8);
       unit_scores(w.data(), dtype, rows, cols, u.m, u.n, scores.as<double>(), threads);
       memcpy(out, scores.data(), static_cast<size_t>(scores.size()));
+    });
+    Bytes keep = bools(u.k * u.k);
+    compare_drivers("prune_units", w.size() + rows * cols, dtype, [&](void* out, int threads) {
+      auto* mask = static_cast<bool*>(out) + w.size();
+      prune_units({rows, cols, u.m, u.n}, keep.as<bool>(), w.data(), dtype, mask, out, threads);
     });
   }
 }
@@ -549,12 +624,12 @@ int main(int argc, char** argv) {
     const char* name;
     void (*run)();
   } tests[] = {
-      {"conversions", test_conversions},     {"philox", test_philox},
-      {"parallel_for", test_parallel_for},   {"quantize kernels", test_quantize_kernels},
-      {"prune kernels", test_prune_kernels}, {"gemm kernels", test_gemm_kernels},
-      {"activations", test_activations},     {"quantize driver", test_quantize_driver},
-      {"prune drivers", test_prune_drivers}, {"linear driver", test_linear_driver},
-      {"shared input", test_shared_input},
+      {"conversions", test_conversions},         {"philox", test_philox},
+      {"parallel_for", test_parallel_for},       {"quantize kernels", test_quantize_kernels},
+      {"prune kernels", test_prune_kernels},     {"pattern kernels", test_pattern_kernels},
+      {"gemm kernels", test_gemm_kernels},       {"activations", test_activations},
+      {"quantize driver", test_quantize_driver}, {"prune drivers", test_prune_drivers},
+      {"linear driver", test_linear_driver},     {"shared input", test_shared_input},
   };
   printf("available:");
   for (const Kernels* k : available()) printf(" %s", k->isa);
