@@ -19,7 +19,8 @@
 namespace octavo {
 namespace {
 
-constexpr int64_t kAhead = 512;  // bytes of each stream that are prefetched; harmless beyond the end
+constexpr int64_t kUnderWay =
+    4096;  // bytes of all streams together that are prefetched; harmless beyond the end
 constexpr int64_t kTileRows = kPanelN / kTileColumns;
 
 void expand_pair(const PackedView& w, int64_t pair, int8_t* panels) {
@@ -27,10 +28,10 @@ void expand_pair(const PackedView& w, int64_t pair, int8_t* panels) {
   const uint64_t* masks = w.masks + pair * 2 * lines;
   const int8_t* kept = w.weights + w.offsets[pair];
   for (int64_t line = 0; line < lines; ++line, masks += 2, panels += kLine) {
-    _mm_prefetch(kept + kAhead, _MM_HINT_T0);
+    _mm_prefetch(kept + kUnderWay, _MM_HINT_T0);
     _mm512_storeu_si512(panels, expand_line(masks[0], kept));
     kept += kept_by(masks[0]);
-    _mm_prefetch(kept + kAhead, _MM_HINT_T0);
+    _mm_prefetch(kept + kUnderWay, _MM_HINT_T0);
     _mm512_storeu_si512(panels + lines * kLine, expand_line(masks[1], kept));
     kept += kept_by(masks[1]);
   }
@@ -69,6 +70,7 @@ void expand_tiles(const PackedView& w, int64_t p, int8_t* panel) {
 template <int kRows, int kPairs>
 inline void multiply_pairs(const GemmBlock& g, const PackedView& w, int64_t row, int64_t pair) {
   constexpr int kPanels = 2 * kPairs, kColumns = kPanels * kPanelN;
+  constexpr int64_t kAhead = kUnderWay / kPairs;
   const int64_t lines = lines_of(g.k), end = (g.panel_end + 1) / 2;
   __m512i acc[kRows][kPanels];
   OCTAVO_UNROLL
