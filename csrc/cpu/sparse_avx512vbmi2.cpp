@@ -173,7 +173,7 @@ inline void multiply_tiles(const uint8_t* grouped, const uint16_t* index, const 
   }
   for (int64_t t = 0; t < count; ++t, tiles += kLine) {
     const uint8_t* rows = grouped + index[t] * kGroups * kLine;
-    _mm_prefetch(tiles + 16 * kLine, _MM_HINT_T0);
+    _mm_prefetch(tiles + kUnderWay, _MM_HINT_T0);
     __m512i weights[kTileColumns];
     OCTAVO_UNROLL
     for (int c = 0; c < kTileColumns; ++c) {
@@ -232,6 +232,6 @@ void gemm_tiles(const GemmBlock& g, const PackedView& w) {
 }  // namespace
 
 extern const SparseKernels kSparseAvx512Vbmi2 = {expand_pair, expand_tiles, 16,  gemm_bitmask,
-                                                 1.2,         gemm_tiles,   0.5, 0.6};
+                                                 1.2,         gemm_tiles,   0.5, 0.5};
 
 }  // namespace octavo
