@@ -5,39 +5,11 @@
 #include <cstring>
 #include <vector>
 
-#include "../../csrc/dispatch.h"
-#include "../../csrc/layouts.h"
 #include "../../csrc/parallel.h"
 #include "harness.h"
+#include "test_sparse.h"
 
 namespace {
-
-std::vector<const Kernels*> available() {
-  std::vector<const Kernels*> list;
-  for (const Kernels& k : all_kernels()) {
-    if (k.available && (!k.enable || k.enable())) list.push_back(&k);
-  }
-  return list;
-}
-
-// Runs body(out) on one scalar thread, then on every ISA and thread count: out must come out the same.
-template <class Body>
-void compare_drivers(const char* name, int64_t size, DType dtype, Body body) {
-  Bytes expected(size);
-  set_isa("scalar");
-  body(expected.data(), 1);
-  canonize(expected, dtype);
-  for (const Kernels* k : available()) {
-    set_isa(k->isa);
-    for (const int threads : kThreads) {
-      Bytes actual(size, 1);
-      body(actual.data(), threads);
-      canonize(actual, dtype);
-      expect(actual == expected, name, k->isa, threads, size);
-    }
-  }
-  set_isa("");
-}
 
 // ---- scalars -----------------------------------------------------------------------------------------------------
 
@@ -150,9 +122,6 @@ void test_prune_kernels() {
   }
 }
 
-struct Shape {
-  int64_t m, n, k;
-};
 const Shape kShapes[] = {{1, 1, 1},    {1, 64, 64},  {2, 65, 3},  {3, 17, 5},    {4, 63, 63},   {5, 66, 65},
                          {6, 64, 4},   {7, 130, 9},  {8, 1, 200}, {11, 15, 127}, {12, 16, 128}, {13, 70, 129},
                          {15, 33, 8},  {16, 64, 64}, {17, 64, 1}, {18, 5, 61},   {31, 129, 66}, {33, 48, 257},
@@ -166,11 +135,11 @@ void test_gemm_kernels() {
     Bytes a(round_up(s.m, 16) * lda);  // what lies beyond k meets weights of 0: any bytes will do
     for (int64_t i = 0; i < a.size(); ++i) a.as<uint8_t>()[i] = static_cast<uint8_t>(random_bits());
     Bytes w = int8s(s.n * s.k);
-    Bytes packed(packed_bytes(s.n, s.k));
-    pack_weight(w.as<int8_t>(), s.n, s.k, s.k, 1, packed.data(), 1);
-    Bytes colsum(padded_n(s.n) * 4), panels(packed.size() - panels_offset(s.n));
+    Bytes packed = pack({w.as<int8_t>(), s.n, s.k, s.k, 1});
+    const int64_t begin = packed_parts(Layout::dense, s.n, s.k, 0).weights;
+    Bytes colsum(padded_n(s.n) * 4), panels(packed.size() - begin);
     memcpy(colsum.data(), packed.as<char>() + colsum_offset(), static_cast<size_t>(colsum.size()));
-    memcpy(panels.data(), packed.as<char>() + panels_offset(s.n), static_cast<size_t>(panels.size()));
+    memcpy(panels.data(), packed.as<char>() + begin, static_cast<size_t>(panels.size()));
     Bytes zero(s.m * 4), row_scale = scales(s.m), col_scale = scales(s.n);
     for (int64_t i = 0; i < s.m; ++i) zero.as<int32_t>()[i] = static_cast<int32_t>(random_below(128));
     Bytes bias = floats(DType::f32, s.n, random_bits() & 1 ? Values::normal : Values::special);
@@ -225,9 +194,8 @@ void test_gemm_kernels() {
 // With sums of 0 the bias is the pre-activation, and any float can be one.
 void test_activations() {
   const int64_t n = 20000;
-  Bytes w(n, 0, 0), packed(packed_bytes(n, 1)), x = floats(DType::f32, 1, Values::normal),
-                                                w_scale = scales(n);
-  pack_weight(w.as<int8_t>(), n, 1, 1, 1, packed.data(), 1);
+  Bytes w(n, 0, 0), packed = pack({w.as<int8_t>(), n, 1, 1, 1}), x = floats(DType::f32, 1, Values::normal),
+                    w_scale = scales(n);
   for (const Activation activation : kActivations) {
     Bytes bias = floats(DType::f32, n, Values::bits);
     for (int64_t i = 0; i < n / 2; ++i) bias.as<float>()[i] = static_cast<float>(i - n / 4) * 5e-3f;
@@ -247,11 +215,6 @@ void test_activations() {
 }
 
 // ---- drivers -----------------------------------------------------------------------------------------------------
-
-// The last element of a strided view is the last of its buffer.
-int64_t extent(int64_t rows, int64_t cols, int64_t row_stride, int64_t col_stride) {
-  return rows && cols ? (rows - 1) * row_stride + (cols - 1) * col_stride + 1 : 0;
-}
 
 void test_quantize_driver() {
   const Shape shapes[] = {{0, 3, 4},  {3, 0, 4},  {1, 1, 1},    {3, 2, 7},
@@ -387,24 +350,7 @@ void test_linear_driver() {
       Bytes zero(s.m * 4);
       for (int64_t i = 0; i < s.m; ++i) zero.as<int32_t>()[i] = static_cast<int32_t>(random_below(128));
 
-      Bytes packed(packed_bytes(s.n, s.k));
-      pack_weight(w.as<int8_t>(), s.n, s.k, n_stride, k_stride, packed.data(), 1);
-      compare_drivers("pack_weight", packed.size(), DType::i32, [&](void* out, int threads) {
-        Bytes aligned(packed.size());  // packed buffers are aligned, unlike the outs here
-        pack_weight(w.as<int8_t>(), s.n, s.k, n_stride, k_stride, aligned.data(), threads);
-        memcpy(out, aligned.data(), static_cast<size_t>(aligned.size()));
-      });
-      compare_drivers("unpack_weight", s.n * s.k, DType::i32, [&](void* out, int threads) {
-        unpack_weight(packed.data(), s.n, s.k, static_cast<int8_t*>(out), threads);
-        bool same = true;
-        for (int64_t i = 0; i < s.n; ++i) {
-          for (int64_t j = 0; j < s.k; ++j) {
-            same &= static_cast<int8_t*>(out)[i * s.k + j] == w.as<int8_t>()[i * n_stride + j * k_stride];
-          }
-        }
-        expect(same, "unpack_weight gives back what was packed");
-      });
-
+      Bytes packed = pack({w.as<int8_t>(), s.n, s.k, n_stride, k_stride});
       const int64_t out_count = s.m && s.n ? (s.m - 1) * stride + s.n : 0;
       LinearArgs args = {};
       args.x = {x.data(), dtype, s.m, s.k, row_stride, col_stride};
@@ -462,8 +408,7 @@ void test_shared_input() {
       for (int i = 0; i < kCount; ++i) {
         const int64_t n = widths[i];
         Bytes w = int8s(n * s.k);
-        packed.emplace_back(packed_bytes(n, s.k));
-        pack_weight(w.as<int8_t>(), n, s.k, s.k, 1, packed.back().data(), 1);
+        packed.push_back(pack({w.as<int8_t>(), n, s.k, s.k, 1}, kLayouts[(i + variant) % 3]));
         w_scales.push_back(scales(n));
         LinearTarget& target = targets[i];
         target.bias_dtype = kFloats[(i + variant) % 4];
@@ -549,12 +494,13 @@ int main(int argc, char** argv) {
     const char* name;
     void (*run)();
   } tests[] = {
-      {"conversions", test_conversions},     {"philox", test_philox},
-      {"parallel_for", test_parallel_for},   {"quantize kernels", test_quantize_kernels},
-      {"prune kernels", test_prune_kernels}, {"gemm kernels", test_gemm_kernels},
-      {"activations", test_activations},     {"quantize driver", test_quantize_driver},
-      {"prune drivers", test_prune_drivers}, {"linear driver", test_linear_driver},
-      {"shared input", test_shared_input},
+      {"conversions", test_conversions},       {"philox", test_philox},
+      {"parallel_for", test_parallel_for},     {"quantize kernels", test_quantize_kernels},
+      {"prune kernels", test_prune_kernels},   {"gemm kernels", test_gemm_kernels},
+      {"activations", test_activations},       {"quantize driver", test_quantize_driver},
+      {"prune drivers", test_prune_drivers},   {"linear driver", test_linear_driver},
+      {"shared input", test_shared_input},     {"packing", test_packing},
+      {"sparse kernels", test_sparse_kernels}, {"sparse products", test_sparse_products},
   };
   printf("available:");
   for (const Kernels* k : available()) printf(" %s", k->isa);
