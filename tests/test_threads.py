@@ -153,36 +153,6 @@ def test_python_threads_may_call_at_the_same_time():
     octavo.set_num_threads(None)
 
 
-def test_another_thread_may_choose_the_isa_at_any_time():
-    """A product that began with one instruction set's kernels is not left without the next one's."""
-    isas()
-    done = succeed("""
-import threading
-import numpy as np
-import octavo
-from octavo import _core
-rng = np.random.default_rng(0)
-weight = np.where(rng.random((17, 70)) < 0.3, 5, 0).astype(np.int8)
-packed = [octavo.pack_weight(weight, layout=layout) for layout in ("dense", "bitmask", "block")]
-a = rng.integers(-128, 128, (3, 70)).astype(np.int8)
-expected = a.astype(np.int32) @ weight.T
-stop = threading.Event()
-def choose():
-    while not stop.is_set():
-        for isa in _core.isas_available():
-            _core.set_isa(isa)
-other = threading.Thread(target=choose)
-other.start()
-try:
-    wrong = sum((octavo.int_mm(a, p) != expected).any() for _ in range(5_000) for p in packed)
-finally:
-    stop.set()
-    other.join()
-print("wrong:", wrong)
-""")
-    assert done.stdout == "wrong: 0\n"
-
-
 @needs_torch
 def test_calls_beside_torch_at_work():
     import torch

@@ -501,6 +501,7 @@ int main(int argc, char** argv) {
       {"prune drivers", test_prune_drivers},   {"linear driver", test_linear_driver},
       {"shared input", test_shared_input},     {"packing", test_packing},
       {"sparse kernels", test_sparse_kernels}, {"sparse products", test_sparse_products},
+      {"isa changes", test_isa_changes},
   };
   printf("available:");
   for (const Kernels* k : available()) printf(" %s", k->isa);

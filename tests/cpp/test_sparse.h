@@ -1,7 +1,9 @@
 // Sparse layouts: packing and unpacking, each kernel against the dense panels, and products against those of a dense weight.
 #pragma once
 
+#include <atomic>
 #include <stdexcept>
+#include <thread>
 
 #include "harness.h"
 
@@ -186,6 +188,33 @@ void test_sparse_kernels() {
       }
     }
   }
+}
+
+// A product that began with one instruction set's kernels is not left without those of the next.
+void test_isa_changes() {
+  Case c({1, 16, 16}, Zeros::half);
+  Bytes bitmask = pack(c.args(), Layout::bitmask), block = pack(c.args(), Layout::block);
+  const PackedView dense(c.dense.data()), views[] = {PackedView(bitmask.data()), PackedView(block.data())};
+  Bytes expected(c.out_bytes());
+  gemm_packed(c.block(dense.colsum, DType::i32, expected), dense);
+  std::atomic<bool> stop{false};
+  std::thread other([&] {
+    while (!stop) {
+      for (const Kernels* k : available()) {
+        if (!k->enable) set_isa(k->isa);  // the others take long to choose
+      }
+    }
+  });
+  int wrong = 0;
+  for (int i = 0; i < 100000; ++i) {
+    Bytes actual(c.out_bytes());
+    gemm_packed(c.block(dense.colsum, DType::i32, actual), views[i % 2]);
+    wrong += !(actual == expected);
+  }
+  stop = true;
+  other.join();
+  set_isa("");
+  expect(wrong == 0, "products while instruction sets change", wrong);
 }
 
 // Through the driver: rows or columns split over threads, and expanded strips or none.
