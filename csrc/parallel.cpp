@@ -263,6 +263,7 @@ thread_local Scratch thread_scratch;
 void* scratch(Slot slot, int64_t bytes) {
   const int i = static_cast<int>(slot);
   Scratch& s = thread_scratch;
+  if (bytes < 1) bytes = 1;  // memset and memcpy must not see a null pointer, even for nothing
   if (bytes > s.bytes[i]) {
     std::free(s.memory[i]);
     s.bytes[i] = 0;

@@ -69,16 +69,20 @@ def test_the_reference_backend_runs_no_native_kernel(monkeypatch):
         raise AssertionError("a native kernel ran")
 
     import octavo.linear
+    import octavo.packed
+    import octavo.products
     import octavo.pruning
     import octavo.quantization
 
     stub = type("Stub", (), {"__getattr__": lambda self, name: refuse})()
-    for module in (octavo.linear, octavo.pruning, octavo.quantization):
+    for module in (octavo.linear, octavo.packed, octavo.products, octavo.pruning, octavo.quantization):
         monkeypatch.setattr(module, "_core", stub)
     x = np.ones((4, 8), np.float32)
     with octavo.use_backend("reference"):
         octavo.dequantize(*octavo.quantize(x))
         octavo.int8_linear(x, x)
+        for layout in ("auto", "dense", "bitmask", "block"):
+            octavo.pack_weight(x, layout=layout).unpack()
         octavo.prune_quantize(x, sparsity=0.5)
         octavo.prune_mask(x, pattern="row", threshold=1)
         octavo.magnitude_threshold(x, 0.5)
@@ -122,16 +126,20 @@ def test_explain_says_why():
     packed = octavo.pack_weight(np.eye(8, dtype=np.float32))
     (row,) = octavo.explain(packed)
     assert f"{octavo.get_isa()}, the best that was detected" in row.why
-    assert "dense is the only layout of this version, so zeros are multiplied too" in row.why
+    bitmask_pays, block_pays = backends._core.sparse_pays()
+    if bitmask_pays:
+        shares = f"{bitmask_pays:.0%} kept weights or {block_pays:.0%} kept tiles"
+        assert f"dense: large weights gain from {shares} on" in row.why
     with octavo.force_isa("scalar"):
         (row,) = octavo.explain(packed)
         assert row.kernel == "int8_linear scalar"
         assert "scalar, forced by force_isa" in row.why
         assert octavo.show_config()["reason"] in row.why
+        assert "dense: without VBMI2, sparse layouts save memory but no time" in row.why
         with octavo.use_backend("reference"):
             (row,) = octavo.explain(np.ones((3, 5), np.int8))
             assert "the reference, forced by use_backend" in row.why
-            assert "zeros" not in row.why
+            assert "dense: " not in row.why
     assert "detected" in octavo.explain(packed)[0].why
 
 

@@ -77,11 +77,12 @@ def test_pack_weight_is_the_format_to_the_byte(data):
     _, n, k = data.draw(mnk())
     weight = data.draw(int8_arrays((n, k)))
     scale = data.draw(st.none() | st.just(n).flatmap(scales))
-    expected = reference.pack_weight(weight)
-    for label, packed in on_every_isa(lambda: octavo.pack_weight(weight, scale)):
+    layout = data.draw(st.sampled_from(["dense", "bitmask", "block"]))
+    expected = reference.pack_weight(weight, layout)
+    for label, packed in on_every_isa(lambda: octavo.pack_weight(weight, scale, layout=layout)):
         assert_same(packed.buffer, expected, label)
         assert packed.buffer.ctypes.data % 64 == 0
-        assert (packed.shape, packed.layout) == ((n, k), "dense")
+        assert (packed.shape, packed.layout) == ((n, k), layout)
         assert packed.nbytes >= packed.buffer.nbytes
         zeros = 1 - packed.density
         assert abs(zeros * n * k - (n * k - np.count_nonzero(weight))) < 1e-6 * max(1, n * k)
@@ -91,7 +92,7 @@ def test_pack_weight_is_the_format_to_the_byte(data):
         again = pickle.loads(pickle.dumps(packed))
         assert_same(again.buffer, expected, label)
         assert_same(again.scale, scale, label)
-        assert again.shape == (n, k)
+        assert (again.shape, again.layout) == ((n, k), layout)
 
 
 @settings(max_examples=60)

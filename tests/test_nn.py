@@ -9,6 +9,7 @@ import pickle
 import pytest
 
 import octavo
+from octavo import backends
 
 torch = pytest.importorskip("torch")
 
@@ -207,6 +208,128 @@ def test_errors_of_a_layer():
         Int8Linear(40, 24)(torch.zeros(2, 41))
     with pytest.raises(TypeError, match="x: expected dtype"):
         Int8Linear(40, 24)(torch.zeros(2, 40, dtype=torch.int64))
+
+
+# ---- sparse layers ----
+
+
+def pruned(n=512, k=512, pattern="unstructured", bias=True):
+    """A layer with a twentieth of its weights, and the layout that the kernels here gain from."""
+    source = nn.Linear(k, n, bias=bias)
+    octavo.prune_(source.weight.detach(), sparsity=0.95, pattern=pattern)
+    bitmask_pays, block_pays = backends._core.sparse_pays() if backends.native else (0, 0)
+    paying = block_pays if pattern == "block4x16" else bitmask_pays
+    return source, ("bitmask" if pattern == "unstructured" else "block") if paying > 0.05 else "dense"
+
+
+def layout_of(layer):
+    return octavo.PackedWeight.from_buffer(layer._stored).layout
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "block4x16"])
+def test_a_pruned_layer_is_stored_sparse_and_saved_plain(pattern):
+    source, layout = pruned(pattern=pattern)
+    layer = Int8Linear.from_float(source)
+    assert layout_of(layer) == layout
+    data, scale, _ = octavo.quantize(source.weight.detach())
+    assert torch.equal(layer.weight, data)
+    if layout != "dense":
+        assert layer._stored.nbytes < 0.35 * data.nbytes
+    (row,) = octavo.explain(layer)
+    assert row.layout == layout
+    assert row.density == pytest.approx(0.05, abs=0.001)
+    state = layer.state_dict()
+    assert {key: (value.dtype, tuple(value.shape)) for key, value in state.items()} == {
+        "weight": (torch.int8, (512, 512)),
+        "weight_scale": (torch.float32, (512, 1)),
+        "bias": (torch.float32, (512,)),
+    }
+    assert torch.equal(state["weight"], data)
+    expected = octavo.int8_linear(
+        torch.eye(512), octavo.pack_weight(data, scale, layout="dense"), source.bias.detach()
+    )
+    assert torch.equal(layer(torch.eye(512)), expected)
+    x = torch.randn(3, 512)
+    for assign in (False, True):
+        fresh = Int8Linear(512, 512)
+        fresh(x)
+        assert fresh.load_state_dict(state, assign=assign) == ([], [])
+        assert layout_of(fresh) == layout
+        assert torch.equal(fresh(x), layer(x))
+    dense = Int8Linear.from_float(nn.Linear(512, 512))
+    dense_state = dense.state_dict()
+    fresh.load_state_dict(dense_state)  # from sparse to dense
+    assert layout_of(fresh) == "dense"
+    assert torch.equal(fresh(x), dense(x))
+
+
+@pytest.mark.parametrize("isa", backends._core.isas_available() if backends.native else [])
+def test_a_sparse_layer_serves_every_isa(isa):
+    source, _ = pruned()
+    layer = Int8Linear.from_float(source)
+    x = torch.randn(5, 512)
+    expected = layer(x)
+    with octavo.force_isa(isa):
+        assert torch.equal(layer(x), expected)
+        other = Int8Linear.from_float(source)
+        assert layout_of(other) == pruned()[1]
+        assert torch.equal(other(x), expected)
+    with octavo.use_backend("reference"):
+        assert torch.equal(layer(x), expected)
+        assert layout_of(Int8Linear.from_float(source)) == "dense"
+
+
+def test_copies_and_casts_of_a_sparse_layer():
+    source, layout = pruned(bias=False)
+    layer = Int8Linear.from_float(source)
+    x = torch.randn(3, 512)
+    expected = layer(x)
+    file = io.BytesIO()
+    torch.save(layer, file)
+    file.seek(0)
+    copies = [copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), torch.load(file, weights_only=False)]
+    copies.append(copy.deepcopy(layer).to(torch.bfloat16))
+    for each in copies:
+        assert layout_of(each) == layout
+        same_state(each.state_dict(), layer.state_dict())
+        assert torch.equal(each(x), expected)
+        assert each._stored.data_ptr() != layer._stored.data_ptr()
+
+
+@inductor
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiled_sparse_layers_equal_eager_ones(backend):
+    m = nn.Sequential(pruned()[0], pruned(256, 512, "block4x16", bias=False)[0]).eval()
+    quantize_(m)
+    x = torch.randn(5, 512)
+    with torch.no_grad():
+        compiled = torch.compile(m, fullgraph=True, backend=backend)
+        assert torch.equal(compiled(x), m(x))
+        m.load_state_dict(
+            nn.Sequential(
+                *map(Int8Linear.from_float, (linear(512, 512), linear(512, 256, False)))
+            ).state_dict()
+        )
+        assert torch.equal(compiled(x), m(x))  # now stored dense
+
+
+def test_gradients_and_export_of_a_sparse_layer():
+    layer = Int8Linear.from_float(pruned()[0])
+    x = torch.randn(5, 512, requires_grad=True)
+    layer(x).sum().backward()
+    weight = layer.weight.float() * layer.weight_scale
+    torch.testing.assert_close(x.grad, torch.ones(5, 512) @ weight)
+    x = x.detach()
+    program = torch.export.export(
+        layer, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},)
+    )
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    loaded = torch.export.load(file).module()
+    for n in (5, 1, 32):
+        x = torch.randn(n, 512)
+        assert torch.equal(loaded(x), layer(x))
 
 
 # ---- tracing ----

@@ -300,12 +300,56 @@ def test_packed_format_byte_by_byte():
     assert not panels[~seen].any()
 
 
-@settings(max_examples=40)
+def test_bitmask_format_byte_by_byte():
+    weight = np.zeros((34, 130), np.int8)  # three panels, so two pairs, of 48 lines
+    weight[0, 0], weight[0, 4], weight[15, 7], weight[16, 3] = -128, 2, 3, 4  # the first pair
+    weight[33, 129] = 5  # the second, whose other panel is zeros
+    buffer = reference.pack_weight(weight, "bitmask")
+    offsets, masks = 64 + 4 * 48, 64 + 4 * 48 + 64
+    kept = masks + 2 * 48 * 2 * 8
+    assert buffer.nbytes == kept + 64 + 64
+    header = b"OCTV" + bytes([1, 0, 0, 0, 1, 0, 0, 0, *[0] * 4, 34, *[0] * 7, 130, *[0] * 7, 5, *[0] * 31])
+    assert bytes(buffer[:64]) == header
+    sums = {0: -126, 15: 3, 16: 4, 33: 5}
+    assert buffer[64:offsets].view("<i4").tolist() == [sums.get(column, 0) for column in range(48)]
+    assert buffer[offsets:masks].view("<i8").tolist() == [0, 4, 5, *[0] * 5]
+    # pair, line of 4 terms, panel of the pair: bit 4 * (column % 16) + k % 4
+    expected = {(0, 0, 0): 1 << 0, (0, 0, 1): 1 << 3, (0, 1, 0): 1 << 0 | 1 << 63, (1, 32, 0): 1 << 5}
+    for (pair, line, panel), mask in expected.items():
+        at = masks + ((pair * 48 + line) * 2 + panel) * 8
+        assert bytes(buffer[at : at + 8]) == mask.to_bytes(8, "little"), (pair, line, panel)
+    assert np.count_nonzero(buffer[masks:kept]) == 5
+    assert buffer[kept:].view(np.int8).tolist() == [-128, 4, 2, 3, 5, *[0] * 123]
+
+
+def test_block_format_byte_by_byte():
+    weight = np.zeros((18, 200), np.int8)  # 8 rows of tiles, of which the last three have no columns
+    weight[5, 33], weight[7, 32], weight[4, 199], weight[17, 16] = -128, 2, 3, 4
+    buffer = reference.pack_weight(weight, "block")
+    offsets = 64 + 4 * 32
+    index = offsets + 128
+    tiles = index + 64
+    assert buffer.nbytes == tiles + 3 * 64
+    header = b"OCTV" + bytes([1, 0, 0, 0, 2, 0, 0, 0, *[0] * 4, 18, *[0] * 7, 200, *[0] * 7, 3, *[0] * 31])
+    assert bytes(buffer[:64]) == header
+    sums = {5: -128, 7: 2, 4: 3, 17: 4}
+    assert buffer[64:offsets].view("<i4").tolist() == [sums.get(column, 0) for column in range(32)]
+    assert buffer[offsets:index].view("<i8").tolist() == [0, 0, 2, 2, 2, 3, 3, 3, 3, *[0] * 7]
+    assert buffer[index:tiles].view("<u2").tolist() == [2, 12, 1, *[0] * 29]
+    # tile, column % 4 * 16 + k % 16
+    values = {(0, 1 * 16 + 1): -128, (0, 3 * 16): 2, (1, 0 * 16 + 7): 3, (2, 1 * 16): 4}
+    expected = [values.get((tile, i), 0) for tile in range(3) for i in range(64)]
+    assert buffer[tiles:].view(np.int8).tolist() == expected
+
+
+@settings(max_examples=80)
 @given(st.data())
 def test_unpack_gives_back_what_was_packed(data):
     _, n, k = data.draw(mnk())
     weight = data.draw(int8_arrays((n, k)))
-    assert_same(reference.unpack_weight(reference.pack_weight(weight)), np.ascontiguousarray(weight))
+    for layout in ("dense", "bitmask", "block"):
+        buffer = reference.pack_weight(weight, layout)
+        assert_same(reference.unpack_weight(buffer, n, k, layout), np.ascontiguousarray(weight), layout)
 
 
 # ---- pruning ----
@@ -488,9 +532,11 @@ def test_torch_reference_multiplies_to_the_same_bits(data):
             assert_same(actual, reference.int8_linear(x, weight, weight_scale, bias, activation, out_dtype))
         else:
             assert_close_ulp(actual, reference._activate(pre, activation), 1, activation)
-    packed = torch_reference.pack_weight(tensors[1])
-    assert_same(packed, reference.pack_weight(weight))
-    assert_same(torch_reference.unpack_weight(packed, n, k), np.ascontiguousarray(weight))
+    for layout in ("dense", "bitmask", "block"):
+        packed = torch_reference.pack_weight(tensors[1], layout)
+        assert_same(packed, reference.pack_weight(weight, layout), layout)
+        unpacked = torch_reference.unpack_weight(packed, n, k, layout)
+        assert_same(unpacked, np.ascontiguousarray(weight), layout)
 
 
 @needs_torch

@@ -119,6 +119,15 @@ def test_opcheck_the_rest():
         torch.library.opcheck(op.scaled_int_mm, (*arguments[:2], op.pack_weight(b.t()), arguments[3]))
     torch.library.opcheck(op.pack_weight, (b,))
     torch.library.opcheck(op.unpack_weight, (op.pack_weight(b), 20, 5))
+    b[torch.rand(20, 5) < 0.7] = 0
+    for layout in ("bitmask", "block"):
+        torch.library.opcheck(op.pack_weight, (b, layout))
+        packed = op.pack_weight(b, layout)
+        torch.library.opcheck(op.unpack_weight, (packed, 20, 5))
+        x = torch.randn(3, 5, requires_grad=True)
+        torch.library.opcheck(op.int8_linear, (x, packed, torch.rand(20)))
+        torch.library.opcheck(op.int8_linears, (x, [packed], [torch.rand(20)], [torch.empty(0)], [""]))
+        torch.library.opcheck(op.scaled_int_mm, (ints(3, 5), torch.rand(3), packed, torch.rand(20)))
     ws = [floats(8, 16), floats(16, dtype="bfloat16", seed=1)]
     for pattern in ("unstructured", "row", "column"):
         torch.library.opcheck(op.prune_masks, ([ws[0]] * 2,), {"ratio": 0.3, "pattern": pattern})
@@ -161,6 +170,46 @@ def test_compiled_functions_equal_eager_ones(backend):
     compiled = torch.compile(functional, fullgraph=True, backend=backend)
     for actual, wanted in zip(compiled(x, w, packed), expected, strict=True):
         assert_same(actual, to_numpy(wanted))
+
+
+def test_compiled_weights_are_packed_in_the_graph_in_the_layout_that_is_named():
+    weight = torch.where(torch.rand(70, 90) < 0.2, torch.randn(70, 90), torch.tensor(0.0))
+    x = torch.randn(5, 90)
+
+    def pack_and_multiply(x, weight, layout):
+        packed = octavo.pack_weight(weight, layout=layout)
+        return octavo.int8_linear(x, packed), *packed.unpack()
+
+    expected = pack_and_multiply(x, weight, "dense")
+    for layout in ("auto", "bitmask", "block"):
+        compiled = torch.compile(pack_and_multiply, fullgraph=True, backend="aot_eager")
+        for actual, wanted in zip(compiled(x, weight, layout), expected, strict=True):
+            assert torch.equal(actual, wanted), layout
+
+
+def test_sparse_packed_tensors_are_those_of_the_reference():
+    weight = ints(70, 130)
+    weight[torch.rand(70, 130) < 0.8] = 0
+    scale = torch.rand(70)
+    x = floats(5, 130)
+    with torch.no_grad():
+        expected = octavo.int8_linear(x, octavo.pack_weight(weight, scale, layout="dense"))
+        for layout in ("dense", "bitmask", "block"):
+            for backend in ("native", "reference"):
+                with octavo.use_backend(backend):
+                    packed = octavo.pack_weight(weight, scale, layout=layout)
+                    assert_same(packed.buffer, reference.pack_weight(weight.numpy(), layout), backend)
+                    assert torch.equal(packed.unpack()[0], weight)
+                    assert packed.density == int(weight.count_nonzero()) / weight.numel()
+                    assert torch.equal(octavo.int8_linear(x, packed), expected)
+                    assert torch.equal(op.int8_linear(x, packed.buffer, scale), expected)
+            taken = octavo.PackedWeight.from_buffer(packed.buffer.clone(), scale)
+            assert (taken.layout, taken.shape) == (layout, (70, 130))
+            if layout != "dense":
+                damaged = packed.buffer.clone()
+                damaged[64 + 4 * 80 + 8] += 1  # the second offset
+                with pytest.raises(ValueError, match=r"^buffer: expected .*got damaged offsets"):
+                    octavo.PackedWeight.from_buffer(damaged)
 
 
 def test_compiled_weights_are_packed_in_the_graph():

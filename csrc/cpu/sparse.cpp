@@ -25,18 +25,14 @@ GemmBlock strip_of(const GemmBlock& g, int64_t begin, int64_t end, const int8_t*
   return strip;
 }
 
-}  // namespace
-
-bool is_multiplied_sparse(const PackedView& w, int64_t rows) {
-  const SparseKernels& sparse = *kernels().sparse;
+bool has_product(const SparseKernels& sparse, const PackedView& w, int64_t rows) {
   if (w.layout == Layout::bitmask) return rows <= sparse.bitmask_rows;
   if (w.layout == Layout::dense || !sparse.gemm_tiles) return false;
   const double tiles = static_cast<double>(padded_n(w.n) * padded_k(w.k) / kLine);
   return rows <= kFewRows || static_cast<double>(w.count) * sparse.tile_cost < tiles;
 }
 
-void expand_panels(const PackedView& w, int64_t begin, int64_t end, int8_t* panels) {
-  const SparseKernels& sparse = *kernels().sparse;
+void expand(const SparseKernels& sparse, const PackedView& w, int64_t begin, int64_t end, int8_t* panels) {
   const int64_t bytes = panel_bytes(w.k);
   if (w.layout == Layout::bitmask) {
     for (int64_t p = begin; p < end; p += 2) sparse.expand_pair(w, p / 2, panels + (p - begin) * bytes);
@@ -45,21 +41,32 @@ void expand_panels(const PackedView& w, int64_t begin, int64_t end, int8_t* pane
   }
 }
 
+}  // namespace
+
+bool is_multiplied_sparse(const PackedView& w, int64_t rows) {
+  return has_product(*kernels().sparse, w, rows);
+}
+
+void expand_panels(const PackedView& w, int64_t begin, int64_t end, int8_t* panels) {
+  expand(*kernels().sparse, w, begin, end, panels);
+}
+
 void gemm_packed(const GemmBlock& block, const PackedView& w) {
-  const GemmKernels& gemm = *kernels().gemm;
+  const Kernels& chosen = kernels();  // once: another thread may choose others meanwhile
+  const GemmKernels& gemm = *chosen.gemm;
+  const SparseKernels& sparse = *chosen.sparse;
   if (w.layout == Layout::dense) {
     GemmBlock dense = block;
     dense.panels = w.weights;
     return gemm.gemm(dense);
   }
-  if (is_multiplied_sparse(w, block.m)) {
-    const SparseKernels& sparse = *kernels().sparse;
+  if (has_product(sparse, w, block.m)) {
     return w.layout == Layout::bitmask ? sparse.gemm_bitmask(block, w) : sparse.gemm_tiles(block, w);
   }
   auto* panels = static_cast<int8_t*>(scratch(Slot::panels, kStripPanels * panel_bytes(w.k)));
   for (int64_t p = block.panel_begin; p < block.panel_end; p += kStripPanels) {
     const int64_t end = p + kStripPanels < block.panel_end ? p + kStripPanels : block.panel_end;
-    expand_panels(w, p, end, panels);
+    expand(sparse, w, p, end, panels);
     gemm.gemm(strip_of(block, p, end, panels));
   }
 }

@@ -200,7 +200,7 @@ def check_parts(buffer: Array, header: Header) -> None:
     parts = buffer[start:weights]
     parts = np.array(parts if isinstance(parts, np.ndarray) else parts.detach().cpu().numpy())
     counts = np.diff(parts[: 8 * (units + 1)].view("<i8"), prepend=0, append=count)
-    good = counts[0] == 0 == counts[-1] and counts.min() >= 0
+    good = counts[0] == 0 == counts[-1] and counts.min() >= 0 and counts.max() <= count  # differences wrap
     table = parts[index - start :]
     if good and layout == "bitmask":
         ones = np.unpackbits(table.reshape(units, 4 * cols), axis=1).sum(1, dtype=np.int64)
@@ -276,9 +276,9 @@ def _fastest_layout(n: int, k: int, kept: int, tiles: int) -> str:
     bitmask_pays, block_pays = _core.sparse_pays()
     rows, cols = padded(n, k)
     nbytes = {"dense": packed_nbytes(n, k)}
-    if kept <= bitmask_pays * n * k:
+    if kept < bitmask_pays * n * k:
         nbytes["bitmask"] = packed_nbytes(n, k, "bitmask", kept)
-    if 64 * tiles <= block_pays * rows * cols:
+    if 64 * tiles < block_pays * rows * cols:
         nbytes["block"] = packed_nbytes(n, k, "block", tiles)
     return min(nbytes, key=lambda layout: nbytes[layout])
 

@@ -232,7 +232,7 @@ def pack_weight(weight: Array, layout: str = "dense") -> Array:
         count, parts = 0, [lines]
         if layout == "bitmask":
             lines = np.pad(lines, ((0, len(lines) % 2), (0, 0), (0, 0)))
-            lines = lines.reshape(len(lines) // 2, 2, -1, 64).transpose(0, 2, 1, 3)
+            lines = lines.reshape(len(lines) // 2, 2, lines.shape[1], 64).transpose(0, 2, 1, 3)
             kept = lines != 0
             masks = np.packbits(kept, axis=-1, bitorder="little")
             count = int(kept.sum())
@@ -244,7 +244,7 @@ def pack_weight(weight: Array, layout: str = "dense") -> Array:
 
 
 def _offsets(kept: Array) -> Array:
-    counts = kept.reshape(kept.shape[0], -1).sum(axis=1, dtype=np.int64)
+    counts = kept.sum(axis=tuple(range(1, kept.ndim)), dtype=np.int64)
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)]).astype("<i8")
 
 

@@ -1,11 +1,13 @@
-// What test_kernels.cpp counts with and draws its data from: values by class, in heap buffers of an exact size.
+// What the tests count with and draw their data from: values by class, in heap buffers of an exact size.
 #pragma once
 
 #include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <memory>
+#include <vector>
 
+#include "../../csrc/dispatch.h"
 #include "../../csrc/numerics.h"
 #include "../../csrc/octavo.h"
 
@@ -159,6 +161,58 @@ void canonize(Bytes& b, DType dtype) {
         if ((h & 0x7FFFu) > (dtype == DType::f16 ? 0x7C00u : 0x7F80u)) memset(p, 0xFF, 2);
     }
   }
+}
+
+// ---- shapes and weights ------------------------------------------------------------------------------------------
+
+struct Shape {
+  int64_t m, n, k;
+};
+
+// The last element of a strided view is the last of its buffer.
+int64_t extent(int64_t rows, int64_t cols, int64_t row_stride, int64_t col_stride) {
+  return rows && cols ? (rows - 1) * row_stride + (cols - 1) * col_stride + 1 : 0;
+}
+
+// A packed weight in a buffer of its exact size.
+Bytes pack(const WeightArgs& w, Layout layout = Layout::dense, int threads = 1) {
+  Bytes kept(pairs_of(w.n) * 8), tiles(tile_rows_of(w.n) * 8);
+  count_weight(w, kept.as<int64_t>(), tiles.as<int64_t>(), threads);
+  Bytes& counts = layout == Layout::bitmask ? kept : tiles;
+  int64_t count = 0;
+  for (int64_t i = 0; layout != Layout::dense && i < counts.size() / 8; ++i) count += counts.as<int64_t>()[i];
+  Bytes packed(packed_parts(layout, w.n, w.k, count).end);
+  pack_weight(w, layout, counts.as<int64_t>(), packed.data(), threads);
+  return packed;
+}
+
+// ---- instruction sets --------------------------------------------------------------------------------------------
+
+std::vector<const Kernels*> available() {
+  std::vector<const Kernels*> list;
+  for (const Kernels& k : all_kernels()) {
+    if (k.available && (!k.enable || k.enable())) list.push_back(&k);
+  }
+  return list;
+}
+
+// Runs body(out) on one scalar thread, then on every ISA and thread count: out must come out the same.
+template <class Body>
+void compare_drivers(const char* name, int64_t size, DType dtype, Body body) {
+  Bytes expected(size);
+  set_isa("scalar");
+  body(expected.data(), 1);
+  canonize(expected, dtype);
+  for (const Kernels* k : available()) {
+    set_isa(k->isa);
+    for (const int threads : kThreads) {
+      Bytes actual(size, 1);
+      body(actual.data(), threads);
+      canonize(actual, dtype);
+      expect(actual == expected, name, k->isa, threads, size);
+    }
+  }
+  set_isa("");
 }
 
 }  // namespace

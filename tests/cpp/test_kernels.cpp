@@ -5,39 +5,12 @@
 #include <cstring>
 #include <vector>
 
-#include "../../csrc/dispatch.h"
-#include "../../csrc/layouts.h"
 #include "../../csrc/parallel.h"
 #include "harness.h"
+#include "test_prune.h"
+#include "test_sparse.h"
 
 namespace {
-
-std::vector<const Kernels*> available() {
-  std::vector<const Kernels*> list;
-  for (const Kernels& k : all_kernels()) {
-    if (k.available && (!k.enable || k.enable())) list.push_back(&k);
-  }
-  return list;
-}
-
-// Runs body(out) on one scalar thread, then on every ISA and thread count: out must come out the same.
-template <class Body>
-void compare_drivers(const char* name, int64_t size, DType dtype, Body body) {
-  Bytes expected(size);
-  set_isa("scalar");
-  body(expected.data(), 1);
-  canonize(expected, dtype);
-  for (const Kernels* k : available()) {
-    set_isa(k->isa);
-    for (const int threads : kThreads) {
-      Bytes actual(size, 1);
-      body(actual.data(), threads);
-      canonize(actual, dtype);
-      expect(actual == expected, name, k->isa, threads, size);
-    }
-  }
-  set_isa("");
-}
 
 // ---- scalars -----------------------------------------------------------------------------------------------------
 
@@ -126,98 +99,6 @@ void test_quantize_kernels() {
   }
 }
 
-void test_prune_kernels() {
-  const Kernels& scalar = all_kernels().front();
-  for (const Kernels* k : available()) {
-    for (const DType dtype : kFloats) {
-      for (const int64_t n : kSizes) {
-        for (const Values values : kValues) {
-          Bytes w = floats(dtype, n, values, random_below(2));
-          for (const uint32_t key : {0u, 1u, bits_of(0.5f), bits_of(1.0f), kInfKey, kNanKey}) {
-            expect(k->prune->count_equal(w.data(), dtype, n, key) ==
-                       scalar.prune->count_equal(w.data(), dtype, n, key),
-                   "count_equal", k->isa, dtype, n, key);
-            for (const bool keep_equal : {false, true}) {
-              Bytes mask(n), expected(n * bytes_of(dtype)), only_mask(n, 1), only_pruned(expected.size(), 1);
-              scalar.prune->prune(w.data(), dtype, n, key, keep_equal, mask.as<bool>(), expected.data());
-              k->prune->prune(w.data(), dtype, n, key, keep_equal, only_mask.as<bool>(), nullptr);
-              k->prune->prune(w.data(), dtype, n, key, keep_equal, nullptr, only_pruned.data());
-              expect(only_mask == mask, "mask", k->isa, dtype, n, key);
-              expect(only_pruned == expected, "pruned", k->isa, dtype, n, key);
-              Bytes in_place(expected.size(), 1), its_mask(n, 1), max_mask(n, 1);
-              memcpy(in_place.data(), w.data(), static_cast<size_t>(w.size()));
-              k->prune->prune(in_place.data(), dtype, n, key, keep_equal, its_mask.as<bool>(),
-                              in_place.data());
-              expect(in_place == expected && its_mask == mask, "in place", k->isa, dtype, n, key);
-              const uint32_t top =
-                  k->prune->prune_max(w.data(), dtype, n, key, keep_equal, max_mask.as<bool>());
-              Bytes scalar_mask(n);
-              const uint32_t expected_top =
-                  scalar.prune->prune_max(w.data(), dtype, n, key, keep_equal, scalar_mask.as<bool>());
-              expect(top == expected_top && max_mask == mask, "prune_max", k->isa, dtype, n, key);
-              Bytes applied(expected.size(), 1);
-              k->prune->apply_mask(w.data(), dtype, mask.as<bool>(), n, applied.data());
-              expect(applied == expected, "apply_mask", k->isa, dtype, n, key);
-            }
-            for (const uint32_t hi : {key, key + 1, key + 0x400000u, kNanKey + 1}) {
-              const auto lo = static_cast<int32_t>(key) - static_cast<int32_t>(random_below(2));
-              Bytes expected((n + 16) * 4), actual((n + 16) * 4);
-              const KeyCounts wanted = scalar.prune->bracket(w.data(), dtype, n, lo, static_cast<int32_t>(hi),
-                                                             expected.as<int32_t>());
-              const KeyCounts found =
-                  k->prune->bracket(w.data(), dtype, n, lo, static_cast<int32_t>(hi), actual.as<int32_t>());
-              expect(memcmp(&found, &wanted, sizeof found) == 0, "bracket counts", k->isa, dtype, n, lo, hi);
-              expect(found.inside == wanted.inside &&
-                         memcmp(actual.data(), expected.data(), static_cast<size_t>(found.inside) * 4) == 0,
-                     "bracket keys", k->isa, dtype, n, lo, hi);
-            }
-          }
-        }
-      }
-    }
-  }
-}
-
-void test_pattern_kernels() {
-  const Kernels& scalar = all_kernels().front();
-  for (const Kernels* k : available()) {
-    for (const DType dtype : kFloats) {
-      for (const Values values : kValues) {
-        for (int m = 2; m <= kMaxGroup; ++m) {
-          const int64_t groups = random_below(40), n = groups * m;
-          const int kept = 1 + static_cast<int>(random_below(m - 1));
-          Bytes w = floats(dtype, n, values, random_below(2));
-          Bytes mask(n), expected(w.size()), actual_mask(n, 1), actual(w.size(), 1);
-          scalar.prune->prune_nm(w.data(), dtype, groups, kept, m, mask.as<bool>(), expected.data());
-          k->prune->prune_nm(w.data(), dtype, groups, kept, m, actual_mask.as<bool>(), nullptr);
-          k->prune->prune_nm(w.data(), dtype, groups, kept, m, nullptr, actual.data());
-          expect(actual_mask == mask && actual == expected, "n:m", k->isa, dtype, kept, m, groups);
-        }
-        for (const int64_t cols : kSizes) {
-          const int64_t units = random_below(5), index = random_below(8);
-          Bytes w = floats(dtype, units * cols, values, random_below(2));
-          Bytes expected(units * 64, 0, 0), actual(units * 64, 0, 0);
-          scalar.prune->add_units(w.data(), dtype, units, cols, index, expected.as<double>());
-          k->prune->add_units(w.data(), dtype, units, cols, index, actual.as<double>());
-          canonize(expected, DType::f64);
-          canonize(actual, DType::f64);
-          expect(actual == expected, "add_units", k->isa, dtype, units, cols, index);
-          Bytes row = floats(dtype, cols, values, random_below(2));
-          Bytes sums(cols * 8, 0, 0), others(cols * 8, 0, 0);
-          scalar.prune->add_columns(row.data(), dtype, cols, cols, sums.as<double>());
-          k->prune->add_columns(row.data(), dtype, cols, cols, others.as<double>());
-          canonize(sums, DType::f64);
-          canonize(others, DType::f64);
-          expect(others == sums, "add_columns", k->isa, dtype, cols);
-        }
-      }
-    }
-  }
-}
-
-struct Shape {
-  int64_t m, n, k;
-};
 const Shape kShapes[] = {{1, 1, 1},    {1, 64, 64},  {2, 65, 3},  {3, 17, 5},    {4, 63, 63},   {5, 66, 65},
                          {6, 64, 4},   {7, 130, 9},  {8, 1, 200}, {11, 15, 127}, {12, 16, 128}, {13, 70, 129},
                          {15, 33, 8},  {16, 64, 64}, {17, 64, 1}, {18, 5, 61},   {31, 129, 66}, {33, 48, 257},
@@ -231,11 +112,11 @@ void test_gemm_kernels() {
     Bytes a(round_up(s.m, 16) * lda);  // what lies beyond k meets weights of 0: any bytes will do
     for (int64_t i = 0; i < a.size(); ++i) a.as<uint8_t>()[i] = static_cast<uint8_t>(random_bits());
     Bytes w = int8s(s.n * s.k);
-    Bytes packed(packed_bytes(s.n, s.k));
-    pack_weight(w.as<int8_t>(), s.n, s.k, s.k, 1, packed.data(), 1);
-    Bytes colsum(padded_n(s.n) * 4), panels(packed.size() - panels_offset(s.n));
+    Bytes packed = pack({w.as<int8_t>(), s.n, s.k, s.k, 1});
+    const int64_t begin = packed_parts(Layout::dense, s.n, s.k, 0).weights;
+    Bytes colsum(padded_n(s.n) * 4), panels(packed.size() - begin);
     memcpy(colsum.data(), packed.as<char>() + colsum_offset(), static_cast<size_t>(colsum.size()));
-    memcpy(panels.data(), packed.as<char>() + panels_offset(s.n), static_cast<size_t>(panels.size()));
+    memcpy(panels.data(), packed.as<char>() + begin, static_cast<size_t>(panels.size()));
     Bytes zero(s.m * 4), row_scale = scales(s.m), col_scale = scales(s.n);
     for (int64_t i = 0; i < s.m; ++i) zero.as<int32_t>()[i] = static_cast<int32_t>(random_below(128));
     Bytes bias = floats(DType::f32, s.n, random_bits() & 1 ? Values::normal : Values::special);
@@ -290,9 +171,8 @@ void test_gemm_kernels() {
 // With sums of 0 the bias is the pre-activation, and any float can be one.
 void test_activations() {
   const int64_t n = 20000;
-  Bytes w(n, 0, 0), packed(packed_bytes(n, 1)), x = floats(DType::f32, 1, Values::normal),
-                                                w_scale = scales(n);
-  pack_weight(w.as<int8_t>(), n, 1, 1, 1, packed.data(), 1);
+  Bytes w(n, 0, 0), packed = pack({w.as<int8_t>(), n, 1, 1, 1}), x = floats(DType::f32, 1, Values::normal),
+                    w_scale = scales(n);
   for (const Activation activation : kActivations) {
     Bytes bias = floats(DType::f32, n, Values::bits);
     for (int64_t i = 0; i < n / 2; ++i) bias.as<float>()[i] = static_cast<float>(i - n / 4) * 5e-3f;
@@ -312,11 +192,6 @@ void test_activations() {
 }
 
 // ---- drivers -----------------------------------------------------------------------------------------------------
-
-// The last element of a strided view is the last of its buffer.
-int64_t extent(int64_t rows, int64_t cols, int64_t row_stride, int64_t col_stride) {
-  return rows && cols ? (rows - 1) * row_stride + (cols - 1) * col_stride + 1 : 0;
-}
 
 void test_quantize_driver() {
   const Shape shapes[] = {{0, 3, 4},  {3, 0, 4},  {1, 1, 1},    {3, 2, 7},
@@ -462,24 +337,7 @@ void test_linear_driver() {
       Bytes zero(s.m * 4);
       for (int64_t i = 0; i < s.m; ++i) zero.as<int32_t>()[i] = static_cast<int32_t>(random_below(128));
 
-      Bytes packed(packed_bytes(s.n, s.k));
-      pack_weight(w.as<int8_t>(), s.n, s.k, n_stride, k_stride, packed.data(), 1);
-      compare_drivers("pack_weight", packed.size(), DType::i32, [&](void* out, int threads) {
-        Bytes aligned(packed.size());  // packed buffers are aligned, unlike the outs here
-        pack_weight(w.as<int8_t>(), s.n, s.k, n_stride, k_stride, aligned.data(), threads);
-        memcpy(out, aligned.data(), static_cast<size_t>(aligned.size()));
-      });
-      compare_drivers("unpack_weight", s.n * s.k, DType::i32, [&](void* out, int threads) {
-        unpack_weight(packed.data(), s.n, s.k, static_cast<int8_t*>(out), threads);
-        bool same = true;
-        for (int64_t i = 0; i < s.n; ++i) {
-          for (int64_t j = 0; j < s.k; ++j) {
-            same &= static_cast<int8_t*>(out)[i * s.k + j] == w.as<int8_t>()[i * n_stride + j * k_stride];
-          }
-        }
-        expect(same, "unpack_weight gives back what was packed");
-      });
-
+      Bytes packed = pack({w.as<int8_t>(), s.n, s.k, n_stride, k_stride});
       const int64_t out_count = s.m && s.n ? (s.m - 1) * stride + s.n : 0;
       LinearArgs args = {};
       args.x = {x.data(), dtype, s.m, s.k, row_stride, col_stride};
@@ -537,8 +395,7 @@ void test_shared_input() {
       for (int i = 0; i < kCount; ++i) {
         const int64_t n = widths[i];
         Bytes w = int8s(n * s.k);
-        packed.emplace_back(packed_bytes(n, s.k));
-        pack_weight(w.as<int8_t>(), n, s.k, s.k, 1, packed.back().data(), 1);
+        packed.push_back(pack({w.as<int8_t>(), n, s.k, s.k, 1}, kLayouts[(i + variant) % 3]));
         w_scales.push_back(scales(n));
         LinearTarget& target = targets[i];
         target.bias_dtype = kFloats[(i + variant) % 4];
@@ -624,12 +481,22 @@ int main(int argc, char** argv) {
     const char* name;
     void (*run)();
   } tests[] = {
-      {"conversions", test_conversions},         {"philox", test_philox},
-      {"parallel_for", test_parallel_for},       {"quantize kernels", test_quantize_kernels},
-      {"prune kernels", test_prune_kernels},     {"pattern kernels", test_pattern_kernels},
-      {"gemm kernels", test_gemm_kernels},       {"activations", test_activations},
-      {"quantize driver", test_quantize_driver}, {"prune drivers", test_prune_drivers},
-      {"linear driver", test_linear_driver},     {"shared input", test_shared_input},
+      {"conversions", test_conversions},
+      {"philox", test_philox},
+      {"parallel_for", test_parallel_for},
+      {"quantize kernels", test_quantize_kernels},
+      {"prune kernels", test_prune_kernels},
+      {"pattern kernels", test_pattern_kernels},
+      {"gemm kernels", test_gemm_kernels},
+      {"activations", test_activations},
+      {"quantize driver", test_quantize_driver},
+      {"prune drivers", test_prune_drivers},
+      {"linear driver", test_linear_driver},
+      {"shared input", test_shared_input},
+      {"packing", test_packing},
+      {"sparse kernels", test_sparse_kernels},
+      {"sparse products", test_sparse_products},
+      {"isa changes", test_isa_changes},
   };
   printf("available:");
   for (const Kernels* k : available()) printf(" %s", k->isa);
