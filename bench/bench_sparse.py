@@ -187,7 +187,7 @@ def gains(quick: bool) -> list[Case]:
 
 
 def make_cases(quick: bool, threads: int) -> Sequence[Case]:
-    size, shares, turns = (1024, (0.1, 0.5, 0.9), 8) if quick else (4096, CROSSOVER, None)
+    size, shares, turns = (1024, (0.1, 0.9), 8) if quick else (4096, CROSSOVER, None)
     crossover = [crossover_case(m, size, s, turns) for s in shares for m in CROSSOVER_ROWS]
     return [*gains(quick), *crossover]
 
