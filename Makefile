@@ -52,6 +52,7 @@ bench: $(VENV)/.bench  ## octavo against its peers, in a short form
 	$(BIN)/python bench/bench_gemm.py --quick
 	$(BIN)/python bench/bench_quantize.py --quick
 	$(BIN)/python bench/bench_prune.py --quick
+	$(BIN)/python bench/bench_sparse.py --quick
 
 clean:  ## remove .venv, build and every cache
 	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -1,20 +1,22 @@
-"""A run's cases drawn from the JSON that it writes: under the machine's roofline, one panel per ISA; or the
-time of pruning over the share that goes."""
+"""A run's cases drawn from the JSON that it writes: under the machine's roofline, one panel per ISA; the time
+of pruning over the share that goes; or what sparse layouts gain over it."""
 
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from machine import optional
 
 Document = dict[str, Any]
 OURS, PEER, MORE, ROOF = "#0b5fa5", "#c2410c", "#7c2d92", "#555555"
 STYLES = ("-", "--", ":", "-.")
+BASELINE = "octavo dense (the baseline)"  # the row of a pruned weight with its zeros
 
 
 def panels(document: Document) -> dict[str, list[Document]]:
@@ -165,6 +167,84 @@ def over_sparsity(document: Document, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
+class Gain(NamedTuple):
+    """What a sparse layout has of the dense one's speed and bytes; chosen: it is what "auto" takes."""
+
+    sparsity: float
+    speed: float
+    nbytes: float
+    chosen: bool
+
+
+def sparse_row_name(layout: str, auto: str) -> str:
+    return f"octavo {layout} (auto: {auto})"
+
+
+def gains(document: Document) -> dict[str, dict[tuple[str, str], list[Gain]]]:
+    """ISA -> (layout, the limit that binds: "read" or "peak") -> gains, by rising sparsity. Only the decode
+    cases know bytes: their rate counts what was read."""
+    by_isa: dict[str, dict[tuple[str, str], list[Gain]]] = {}
+    for case in sorted(placed(document), key=lambda case: float(case["sparsity"])):
+        isa = case["environment"].get("OCTAVO_ISA", document["host"]["isa"])
+        rows = [row for row in case["rows"] if row["time"]]
+        dense = next((row for row in rows if row["name"] == BASELINE), None)
+        for row in rows:
+            named = re.fullmatch(r"octavo (\w+) \(auto: (\w+)\)", row["name"])  # as sparse_row_name has it
+            if dense is None or named is None:
+                continue
+            times = dense["time"]["median"], row["time"]["median"]
+            speed, nbytes = times[0] / times[1], row["rate"] * times[1] / (dense["rate"] * times[0])
+            gain = Gain(case["sparsity"], speed, nbytes, named[1] == named[2])
+            by_isa.setdefault(isa, {}).setdefault((named[1], case["limit_name"]), []).append(gain)
+    return by_isa
+
+
+def over_layouts(document: Document, path: Path) -> None:
+    """Left, the speed of the sparse layouts over the share of zeros, right, their bytes; dense is 1 in both.
+    Filled where "auto" takes the layout."""
+    chosen = gains(document)
+    if not chosen:
+        raise SystemExit("--plot: no case of this run has sparse layouts over sparsity")
+    size = (11, 4.4 * len(chosen))
+    figure = optional("matplotlib.figure").Figure(figsize=size, layout="constrained", facecolor="white")
+    axes, ticker = figure.subplots(len(chosen), 2, squeeze=False), optional("matplotlib.ticker")
+    for (isa, lines), (left, right) in zip(chosen.items(), axes, strict=True):
+        for (layout, limit), points in lines.items():
+            color, bound = (OURS if layout == "bitmask" else PEER), limit == "read"
+            label = f"{layout}, {'decode, M = 1' if bound else 'prefill, M = 256'}"
+            style = "-" if bound else "--"
+            draw_gains(left, points, [p.speed for p in points], color, style, label)
+            if bound:
+                draw_gains(right, points, [p.nbytes for p in points], color, "-", layout)
+        left.set(yscale="log", ylabel="speed, dense = 1", title=f"{isa}: faster is higher")
+        right.set(ylabel="bytes, dense = 1", title=f"{isa}: smaller is lower")
+        low, high = left.get_ylim()
+        left.set_ylim(min(low, 0.7), max(high, 1.5))  # the side where it does not pay is always to be seen
+        right.set_ylim(0, max(right.get_ylim()[1], 1.2))
+        left.axhspan(left.get_ylim()[0], 1, color="#f3e3e0", zorder=0)
+        right.axhspan(1, right.get_ylim()[1], color="#f3e3e0", zorder=0)
+        for axis in (left, right):
+            axis.axhline(1, color=ROOF, lw=1)
+            axis.set(xlabel="pruned, %")
+            axis.grid(which="both", color="#e5e5e5", lw=0.6)
+            axis.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+        left.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        left.yaxis.set_minor_formatter(ticker.NullFormatter())
+        left.legend(loc="upper left", fontsize=8)
+        right.legend(loc="lower left", fontsize=8)
+    figure.suptitle(f'{headline(document)}\nfilled: what layout="auto" takes', fontsize=10)
+    figure.savefig(path, dpi=150)
+
+
+def draw_gains(
+    axes: Any, points: Sequence[Gain], ys: Sequence[float], color: str, style: str, label: str
+) -> None:
+    xs = [100 * p.sparsity for p in points]
+    axes.plot(xs, ys, style, color=color, lw=1.2, label=label)
+    for x, y, point in zip(xs, ys, points, strict=True):
+        axes.plot(x, y, "o", ms=5, mec=color, mfc=color if point.chosen else "white")
+
+
 def headline(document: Document) -> str:
     host = document["host"]
     title = f"{document['bench']}: {host['cpu']}, {host['threads']} threads"
@@ -175,4 +255,5 @@ if __name__ == "__main__":
     if len(sys.argv) != 3:
         raise SystemExit("usage: plot.py RUN.json OUT.png")
     run: Document = json.loads(Path(sys.argv[1]).read_text())
-    (over_sparsity if placed(run) else roofline)(run, Path(sys.argv[2]))
+    draw = over_layouts if gains(run) else over_sparsity if placed(run) else roofline
+    draw(run, Path(sys.argv[2]))
