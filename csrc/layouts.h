@@ -25,7 +25,8 @@ constexpr int64_t kGroupK = 4;
 constexpr int64_t kMaxK = 131071;         // 128 * 128 * K fits int32
 constexpr int64_t kMaxKUnsigned = 65793;  // 255 * 128 * K fits int32: uint8 activations, or zero points
 
-constexpr int64_t kStripPanels = 4;  // what work is split into: whole pairs of the bitmask layout
+constexpr int64_t kStripPanels = 4;  // what work is split into
+static_assert(kStripPanels % 2 == 0, "strips are whole pairs of the bitmask layout");
 
 constexpr int64_t kTileColumns = 4;  // of the block layout
 constexpr int64_t kTileTerms = 16;

@@ -68,7 +68,8 @@ class Product {
 
   void run() {
     if (args_.m == 0 || strips_ == 0) return;
-    const int64_t wide_below = expands_ ? kExpandRows : kTallRows * std::min<int64_t>(threads_, strips_);
+    const bool once = expands_ && strips_ >= threads_;  // there is work enough without splitting rows
+    const int64_t wide_below = once ? kExpandRows : kTallRows * std::min<int64_t>(threads_, strips_);
     if (args_.m >= wide_below) {
       run_tall();
     } else {

@@ -28,6 +28,7 @@ LAYOUTS = ("dense", "bitmask", "block")  # by their codes in a header
 
 _MAGIC, _VERSION, _ANY_ISA, _HEADER_NBYTES = 0x5654434F, 1, 0, 64
 _ALIGNMENT = 64
+_ONES = np.array([bin(byte).count("1") for byte in range(256)], np.uint8)
 _SMALL = 1 << 16  # weights; below, calls cost more than what a sparse layout saves
 
 
@@ -203,7 +204,7 @@ def check_parts(buffer: Array, header: Header) -> None:
     good = counts[0] == 0 == counts[-1] and counts.min() >= 0 and counts.max() <= count  # differences wrap
     table = parts[index - start :]
     if good and layout == "bitmask":
-        ones = np.unpackbits(table.reshape(units, 4 * cols), axis=1).sum(1, dtype=np.int64)
+        ones = _ONES[table].reshape(units, 4 * cols).sum(1, dtype=np.int64)
         good = bool(np.array_equal(ones, counts[1:-1]))
     elif good:
         blocks = table[: 2 * count].view("<u2").astype(np.int64)
@@ -289,6 +290,7 @@ def unpack_buffer(buffer: Array, n: int, k: int) -> Array:
     header = read_header(buffer)
     if header[:2] != (n, k):
         raise ValueError(f"buffer: expected a packed [{n}, {k}], got {list(header[:2])}")
+    check_parts(buffer, header)
     if not runs_native(buffer):
         plain: Array = reference_for(buffer).unpack_weight(buffer, *header[:3])
         return plain
