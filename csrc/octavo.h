@@ -55,7 +55,7 @@ struct PruneKernels {
   void (*quantize_kept)(const void* w, DType dtype, int64_t n, uint32_t key, bool keep_equal, float inv,
                         int8_t* q);
   int64_t (*count_equal)(const void* w, DType dtype, int64_t n, uint32_t key);
-  // Writes the keys strictly between lo and hi one after the other, in index order; `inside` has room for n + 16. n < 2^31.
+  // Writes the keys strictly between lo and hi one after the other, in any order; `inside` has room for n + 16. n < 2^31.
   KeyCounts (*bracket)(const void* w, DType dtype, int64_t n, int32_t lo, int32_t hi, int32_t* inside);
   // The n largest of each m <= kMaxGroup are kept; mask and pruned as for prune.
   void (*prune_nm)(const void* w, DType dtype, int64_t groups, int n, int m, bool* mask, void* pruned);

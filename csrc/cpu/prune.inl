@@ -118,17 +118,22 @@ KeyCounts bracket_of(const T* w, int64_t n, int32_t lo, int32_t hi, int32_t* ins
   I32 below = set1(0), at_lo = set1(0), at_hi = set1(0);
   int32_t* next = inside;
   int64_t i = 0;
-  for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
-    prefetch_ahead(w + i, 4 * kLanes * static_cast<int64_t>(sizeof(T)));
+  // Four quarters at once: a single stream does not reach what the memory can give.
+  constexpr int kStreams = 4;
+  const int64_t quarter = n / (kStreams * kLanes) * kLanes;
+  for (; i < quarter; i += kLanes) {
     OCTAVO_UNROLL
-    for (int part = 0; part < 4; ++part) {
-      const I32 key = keys(load(w + i + part * kLanes));
+    for (int s = 0; s < kStreams; ++s) {
+      const T* p = w + s * quarter + i;
+      prefetch_ahead(p, kLanes * static_cast<int64_t>(sizeof(T)));
+      const I32 key = keys(load(p));
       below = increment(below, greater(vlo, key));
       at_lo = increment(at_lo, equal(key, vlo));
       at_hi = increment(at_hi, equal(key, vhi));
       next += compress(next, both(greater(key, vlo), greater(vhi, key)), key);
     }
   }
+  i = kStreams * quarter;
   KeyCounts counts = {sum_of(below), sum_of(at_lo), sum_of(at_hi), 0};
   for (; i < n; i += kLanes) {
     const int lanes = n - i < kLanes ? static_cast<int>(n - i) : kLanes;
