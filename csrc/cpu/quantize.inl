@@ -34,17 +34,23 @@ void range_of(const T* x, const bool* mask, int64_t n, Range* r) {
   *r = {reduce_min(lo), reduce_max(hi)};
 }
 
-// Four chains, so that the latency of max does not bound it.
+// Four chains, so that the latency of max does not bound it; of four quarters, since one stream does not reach what the memory
+// can give.
 template <class T>
 uint32_t max_bits_of(const T* x, int64_t n) {
   constexpr int kChains = 4;
   I32 top[kChains];
   for (auto& t : top) t = set1(0);
   int64_t i = 0;
-  for (; i + kChains * kLanes <= n; i += kChains * kLanes) {
-    prefetch_ahead(x + i, kChains * kLanes * static_cast<int64_t>(sizeof(T)));
-    for (int c = 0; c < kChains; ++c) top[c] = max(top[c], magnitude_bits(load(x + i + c * kLanes)));
+  constexpr int64_t kSize = sizeof(T);
+  const int64_t quarter = n / (kChains * kLanes) * kLanes, ahead = row_ahead(n * kSize);
+  for (; i < quarter; i += kLanes) {
+    for (int c = 0; c < kChains; ++c) {
+      prefetch_ahead(x + c * quarter + i, kLanes * kSize, ahead);
+      top[c] = max(top[c], magnitude_bits(load(x + c * quarter + i)));
+    }
   }
+  i = kChains * quarter;
   for (; i < n; i += kLanes) {
     const int lanes = n - i < kLanes ? static_cast<int>(n - i) : kLanes;
     top[0] = max(top[0], magnitude_bits(load_n(x + i, lanes)));

@@ -18,11 +18,18 @@ constexpr int64_t kStreamBytes = 8 << 20;
 // What is computed into a buffer at a time before it is streamed out: buffer and source fit the first cache.
 constexpr int64_t kStreamPiece = 2048;
 
-// Asks for the `bytes` bytes that come kStreamAhead behind p. Beyond the end of an array nothing happens.
-static inline void prefetch_ahead(const void* p, int64_t bytes) {
-  const uintptr_t ahead = reinterpret_cast<uintptr_t>(p) + kStreamAhead;
+// Asks for the `bytes` bytes that come `ahead` behind p. Beyond the end of an array nothing happens.
+static inline void prefetch_ahead(const void* p, int64_t bytes, int64_t ahead = kStreamAhead) {
+  const uintptr_t first = reinterpret_cast<uintptr_t>(p) + static_cast<uintptr_t>(ahead);
   for (int64_t i = 0; i < bytes; i += kStreamLine)
-    __builtin_prefetch(reinterpret_cast<const void*>(ahead + static_cast<uintptr_t>(i)));
+    __builtin_prefetch(reinterpret_cast<const void*>(first + static_cast<uintptr_t>(i)));
+}
+
+// How far ahead to ask while a row of that many bytes is read that will be read again: for the next row, if both fit the
+// second cache with room to spare.
+static inline int64_t row_ahead(int64_t bytes) {
+  constexpr int64_t kLongRow = 64 << 10;
+  return bytes >= kStreamAhead && bytes <= kLongRow ? bytes : kStreamAhead;
 }
 
 // memcpy that does not read the lines which it overwrites: half of an ordinary store's traffic. Its stores are not ordered
