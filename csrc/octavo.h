@@ -1,5 +1,5 @@
 // The contract of octavo's kernels and of the drivers that split work between threads: raw pointers and counts in, no
-// Python, no framework. Kernels allocate nothing; drivers keep scratch memory per thread (parallel.h).
+// Python, no framework. Kernels allocate nothing; what is needed beside the operands is kept for each thread (scratch.h).
 // What each kernel computes, to the bit, is written down in docs/numerics.md.
 #pragma once
 

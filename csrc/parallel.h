@@ -10,6 +10,8 @@
 #include <cstdint>
 #include <string>
 
+#include "scratch.h"
+
 namespace octavo {
 
 // Round to nearest, denormals kept, for the current scope. The caller may have set flush-to-zero
@@ -49,10 +51,5 @@ struct ThreadsInfo {
   int threads;
 };
 ThreadsInfo threads_info();
-
-// Per-thread memory that grows to what was needed and stays: a fresh large allocation costs more in page faults than
-// the kernels that use it. Slots never alias. Aligned to 64 bytes.
-enum class Slot { rows, row_scales, bias, panels, grouped_rows };
-void* scratch(Slot slot, int64_t bytes);
 
 }  // namespace octavo

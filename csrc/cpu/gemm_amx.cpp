@@ -4,7 +4,7 @@
 // Rows beyond m are computed from the padding of A and thrown away.
 #include "vec_avx512.h"
 
-#include "../parallel.h"
+#include "../scratch.h"
 #include "epilogue.inl"
 #include "expand.h"
 #include "tiles.inl"

@@ -11,7 +11,7 @@
 // that, [k / 16][row][16], and comes from L1 and L2.
 #include "vec_avx512.h"
 
-#include "../parallel.h"
+#include "../scratch.h"
 #include "epilogue.inl"
 #include "expand.h"
 #include "unroll.h"
