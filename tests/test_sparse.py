@@ -454,11 +454,24 @@ def test_damaged_masks_are_refused():
 
     refused(with_part(packed, "index", "<u8", from_pair_to_pair))
 
+    def beyond_k(masks):  # the pair's sum stays
+        masks[0], masks[2 * 51] = masks[2 * 51], masks[0]
+
+    refused(with_part(packed, "index", "<u8", beyond_k))
+
 
 def test_damaged_indices_are_refused():
     _, packed = example("block")
     index = packed.buffer[parts_of(packed.buffer)["index"]].view("<u2")
-    for at, wrong in ((0, 16), (-1, 16), (3, 2**16 - 1), (1, index[0]), (1, index[2]), (0, index[1])):
+    for at, wrong in (
+        (0, 16),
+        (-1, 16),
+        (-1, 13),
+        (3, 2**16 - 1),
+        (1, index[0]),
+        (1, index[2]),
+        (0, index[1]),
+    ):
         refused(with_part(packed, "index", "<u2", setting(at, wrong)))
 
     def swap(part):

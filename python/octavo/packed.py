@@ -191,27 +191,37 @@ def read_header(buffer: Array) -> Header:
 
 
 def check_parts(buffer: Array, header: Header) -> None:
-    """ValueError where the offsets, masks or indices of a sparse layout would lead out of the buffer."""
+    """ValueError where the offsets, masks or indices of a sparse layout would lead out of the buffer, or to
+    weights beyond K."""
     n, k, layout, count = header
     if layout == "dense":
         return
     start, index, weights, _ = _parts(*header)
     rows, cols = padded(n, k)
     units = _pairs(rows) if layout == "bitmask" else rows // 4
-    parts = buffer[start:weights]
-    parts = np.array(parts if isinstance(parts, np.ndarray) else parts.detach().cpu().numpy())
+    parts = _bytes(buffer[start:weights])
     counts = np.diff(parts[: 8 * (units + 1)].view("<i8"), prepend=0, append=count)
     good = counts[0] == 0 == counts[-1] and counts.min() >= 0 and counts.max() <= count  # differences wrap
     table = parts[index - start :]
+    rest = k % (4 if layout == "bitmask" else 16)  # terms of the last group or tile
     if good and layout == "bitmask":
         ones = _ONES[table].reshape(units, 4 * cols).sum(1, dtype=np.int64)
-        good = bool(np.array_equal(ones, counts[1:-1]))
+        masks = table.reshape(units, cols // 4, 16)
+        beyond = masks[:, k // 4 : k // 4 + (rest > 0)] & (0xF << rest & 0xF) * 0x11
+        good = np.array_equal(ones, counts[1:-1]) and not (beyond.any() or masks[:, -(-k // 4) :].any())
     elif good:
         blocks = table[: 2 * count].view("<u2").astype(np.int64)
         rising = np.diff(blocks + np.repeat(np.arange(units), counts[1:-1]) * (cols // 16 + 1))
-        good = bool((blocks < cols // 16).all() and (rising > 0).all())
+        good = bool((blocks < -(-k // 16)).all() and (rising > 0).all())
+        if good and rest:
+            tiles = _bytes(buffer[weights : weights + 64 * count]).reshape(count, 4, 16)
+            good = not tiles[blocks == k // 16, :, rest:].any()
     if not good:
         raise ValueError(f"buffer: expected the parts of a {layout} layout, got damaged offsets or indices")
+
+
+def _bytes(part: Array) -> Any:
+    return np.ascontiguousarray(part if isinstance(part, np.ndarray) else part.detach().cpu().numpy())
 
 
 def check_scale(scale: Array | None, name: str, n: int) -> Array | None:
