@@ -108,6 +108,13 @@ struct PackedView {
   }
 };
 
+// A pair of panels of a bitmask layout: its masks and its kept bytes, and where two dense panels hold line i of them.
+static inline const uint64_t* masks_of(const PackedView& w, int64_t pair) {
+  return w.masks + pair * 2 * lines_of(w.k);
+}
+static inline const int8_t* kept_of(const PackedView& w, int64_t pair) { return w.weights + w.offsets[pair]; }
+static inline int64_t pair_offset(int64_t i, int64_t k) { return (i % 2 * lines_of(k) + i / 2) * kLine; }
+
 // Where dense panels hold w[n, k].
 static inline int64_t dense_offset(int64_t n, int64_t k, int64_t padded_k) {
   return (n / kPanelN) * kPanelN * padded_k + (k / kGroupK) * kPanelN * kGroupK + (n % kPanelN) * kGroupK +

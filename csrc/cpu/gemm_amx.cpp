@@ -90,18 +90,21 @@ class DenseSpans {
 // Spans of a bitmask layout: the next one is expanded while this one is multiplied, on a port that AMX leaves idle.
 class BitmaskSpans {
  public:
-  BitmaskSpans(const GemmBlock& g, const PackedView& w, int64_t span) : g_(g), w_(w) {
-    const int64_t bytes = (span + 1) / 2 * 2 * panel_bytes(g.k);
+  static constexpr int64_t kPanels =
+      kFewPanels;  // of a span; few, since the first is expanded before its products
+
+  BitmaskSpans(const GemmBlock& g, const PackedView& w) : g_(g), w_(w) {
+    const int64_t bytes = kPanels * panel_bytes(g.k);
     buffers_[0] = static_cast<int8_t*>(scratch(Slot::panels, 2 * bytes));
     buffers_[1] = buffers_[0] + bytes;
-    begin(g.panel_begin, g.panel_begin + span);
+    begin(g.panel_begin);
   }
 
-  const int8_t* open(int64_t first, int64_t last, int64_t steps) {
+  const int8_t* open(int64_t, int64_t last, int64_t steps) {
     while (left_ > 0) expand_two();  // what was not expanded in passing
     const int8_t* panels = buffers_[current_];
     current_ ^= 1;
-    begin(last, last + (last - first));
+    begin(last);
     each_step_ = (left_ + steps - 1) / steps;
     return panels;
   }
@@ -110,14 +113,14 @@ class BitmaskSpans {
   }
 
  private:
-  void begin(int64_t first, int64_t last) {
-    if (last > g_.panel_end) last = g_.panel_end;
+  void begin(int64_t first) {
+    const int64_t last = first + kPanels < g_.panel_end ? first + kPanels : g_.panel_end;
     const int64_t pairs = last > first ? (last - first + 1) / 2 : 0;
     lines_ = lines_of(g_.k);
     left_ = pairs * lines_;
     if (pairs == 0) return;
-    masks_ = w_.masks + first * lines_;
-    kept_ = w_.weights + w_.offsets[first / 2];
+    masks_ = masks_of(w_, first / 2);
+    kept_ = kept_of(w_, first / 2);
     out_ = buffers_[current_];
     line_ = 0;
   }
@@ -199,8 +202,8 @@ class BitmaskPanels {
   BitmaskPanels(const GemmBlock& g, const PackedView& w, int64_t p) : steps_(padded_k(g.k) / kPanelK) {
     for (int i = 0; i < kFewPanels / 2; ++i) {
       const int64_t pair = p + 2 * i < g.panel_end ? p / 2 + i : p / 2;
-      masks_[i] = w.masks + pair * 2 * lines_of(g.k);
-      kept_[i] = w.weights + w.offsets[pair];
+      masks_[i] = masks_of(w, pair);
+      kept_[i] = kept_of(w, pair);
     }
     step(-1);
   }
@@ -303,8 +306,8 @@ void gemm_bitmask(const GemmBlock& g, const PackedView& w) {
   if (g.m <= kSmallM) return kSparseAvx512Vbmi2.gemm_bitmask(g, w);
   const TileScope scope;
   if (g.m > kTile) {
-    BitmaskSpans spans(g, w, kFewPanels);  // short, since the first is expanded before its products
-    return many_rows(g, kFewPanels, spans);
+    BitmaskSpans spans(g, w);
+    return many_rows(g, BitmaskSpans::kPanels, spans);
   }
   for (int64_t p = g.panel_begin; p < g.panel_end; p += kFewPanels) {
     BitmaskPanels four(g, w, p);

@@ -80,10 +80,10 @@ void pack_panels(const WeightArgs& a, int64_t begin, int64_t end, int8_t* panels
 }
 
 // Masks and kept bytes of a pair of dense panels. `kept` holds `count` bytes, and not one more may be written.
-void compress_pair(const int8_t* panels, int64_t lines, int64_t count, uint64_t* masks, int8_t* kept) {
+void compress_pair(const int8_t* panels, int64_t k, int64_t count, uint64_t* masks, int8_t* kept) {
   int64_t written = 0;
-  for (int64_t i = 0; i < 2 * lines; ++i) {
-    const int8_t* line = panels + (i % 2 * lines + i / 2) * kLine;
+  for (int64_t i = 0; i < 2 * lines_of(k); ++i) {
+    const int8_t* line = panels + pair_offset(i, k);
     uint64_t mask = 0;
     for (int b = 0; b < kLine; ++b) {
       if (line[b] == 0) continue;
@@ -196,13 +196,12 @@ void pack_weight(const WeightArgs& a, Layout layout, const int64_t* counts, void
     sum_up(counts, pairs_of(a.n), offsets);
     memset(weights + header.count, 0, static_cast<size_t>(parts.end - parts.weights - header.count));
     for_strips(a, threads, [&](int64_t begin, int64_t end) {
-      const int64_t lines = lines_of(a.k);
       auto* panels = static_cast<int8_t*>(scratch(Slot::panels, 2 * panel_bytes(a.k)));
       for (int64_t p = begin; p < end; p += 2) {
         if (p + 1 == end) memset(panels + panel_bytes(a.k), 0, static_cast<size_t>(panel_bytes(a.k)));
         pack_panels(a, p, p + 1 < end ? p + 2 : end, panels, colsum);
         const int64_t pair = p / 2;
-        compress_pair(panels, lines, counts[pair], masks + pair * 2 * lines, weights + offsets[pair]);
+        compress_pair(panels, a.k, counts[pair], masks + pair * 2 * lines_of(a.k), weights + offsets[pair]);
       }
     });
   } else {

@@ -11,11 +11,10 @@ namespace {
 // pdep spreads the mask's bits to the lowest bits of bytes; times 255 they are whole bytes, to which it deposits kept ones. Up
 // to seven bytes are read beyond the last kept one, which the layout's padding allows.
 void expand_pair(const PackedView& w, int64_t pair, int8_t* panels) {
-  const int64_t lines = lines_of(w.k);
-  const uint64_t* masks = w.masks + pair * 2 * lines;
-  const int8_t* kept = w.weights + w.offsets[pair];
-  for (int64_t i = 0; i < 2 * lines; ++i) {
-    int8_t* line = panels + (i % 2 * lines + i / 2) * kLine;
+  const uint64_t* masks = masks_of(w, pair);
+  const int8_t* kept = kept_of(w, pair);
+  for (int64_t i = 0; i < 2 * lines_of(w.k); ++i) {
+    int8_t* line = panels + pair_offset(i, w.k);
     uint64_t mask = masks[i];
     for (int64_t b = 0; b < kLine; b += 8, mask >>= 8) {
       const uint64_t bytes = _pdep_u64(mask & 0xFF, 0x0101010101010101) * 255;

@@ -25,8 +25,8 @@ constexpr int64_t kTileRows = kPanelN / kTileColumns;
 
 void expand_pair(const PackedView& w, int64_t pair, int8_t* panels) {
   const int64_t lines = lines_of(w.k);
-  const uint64_t* masks = w.masks + pair * 2 * lines;
-  const int8_t* kept = w.weights + w.offsets[pair];
+  const uint64_t* masks = masks_of(w, pair);
+  const int8_t* kept = kept_of(w, pair);
   for (int64_t line = 0; line < lines; ++line, masks += 2, panels += kLine) {
     _mm_prefetch(kept + kUnderWay, _MM_HINT_T0);
     _mm512_storeu_si512(panels, expand_line(masks[0], kept));
@@ -83,8 +83,8 @@ inline void multiply_pairs(const GemmBlock& g, const PackedView& w, int64_t row,
   const int8_t* kept[kPairs];
   for (int i = 0; i < kPairs; ++i) {
     const int64_t p = pair + i < end ? pair + i : end - 1;
-    masks[i] = w.masks + p * 2 * lines;
-    kept[i] = w.weights + w.offsets[p];
+    masks[i] = masks_of(w, p);
+    kept[i] = kept_of(w, p);
   }
   const uint8_t* a = g.a + row * g.lda;
   auto terms_of = [&](int r) {

@@ -8,12 +8,11 @@ namespace octavo {
 namespace {
 
 void expand_pair(const PackedView& w, int64_t pair, int8_t* panels) {
-  const int64_t lines = lines_of(w.k);
-  const uint64_t* masks = w.masks + pair * 2 * lines;
-  const int8_t* kept = w.weights + w.offsets[pair];
+  const uint64_t* masks = masks_of(w, pair);
+  const int8_t* kept = kept_of(w, pair);
   memset(panels, 0, static_cast<size_t>(2 * panel_bytes(w.k)));
-  for (int64_t i = 0; i < 2 * lines; ++i) {
-    int8_t* line = panels + (i % 2 * lines + i / 2) * kLine;
+  for (int64_t i = 0; i < 2 * lines_of(w.k); ++i) {
+    int8_t* line = panels + pair_offset(i, w.k);
     for (uint64_t mask = masks[i]; mask; mask &= mask - 1) line[__builtin_ctzll(mask)] = *kept++;
   }
 }
