@@ -11,6 +11,9 @@
 // bitmask  int64 offsets[pairs + 1] of each pair's first kept byte, uint64 masks[pairs][lines][2], int8 kept[count], 64 zeros
 // block    int64 offsets[tile rows + 1] of each tile row's first tile, uint16 index[count] = k / 16, int8 tiles[count][4][16]
 // and every part is padded with zeros to 64 bytes.
+//
+// CUDA kernels read dense weights row by row: the header (isa 1), int32 colsum[padded_n], zeros up to a multiple of 256 bytes
+// and 256 more, then int8 rows[padded_n][padded_k]. No such buffer is as long as the CPU's of the same shape.
 #pragma once
 
 #include <cstdint>
@@ -37,7 +40,8 @@ enum class Layout : uint32_t { dense = 0, bitmask = 1, block = 2 };
 struct PackedHeader {
   static constexpr uint32_t kMagic = 0x5654434Fu;  // "OCTV"
   static constexpr uint32_t kVersion = 1;
-  static constexpr uint32_t kAnyIsa = 0;
+  static constexpr uint32_t kAnyIsa = 0;  // of the CPU's
+  static constexpr uint32_t kCudaIsa = 1;
   uint32_t magic, version;
   Layout layout;
   uint32_t isa;
@@ -78,6 +82,14 @@ static inline PackedParts packed_parts(Layout layout, int64_t n, int64_t k, int6
       break;
     default: parts.end = parts.weights + padded_n(n) * padded_k(k);
   }
+  return parts;
+}
+
+// The same for CUDA's rows, which begin at a multiple of 256 bytes.
+static inline PackedParts cuda_packed_parts(int64_t n, int64_t k) {
+  PackedParts parts;
+  parts.offsets = parts.index = parts.weights = round_up(colsum_offset() + padded_n(n) * 4, 256) + 256;
+  parts.end = parts.weights + padded_n(n) * padded_k(k);
   return parts;
 }
 

@@ -168,6 +168,22 @@ struct NonFinite {
 };
 NonFinite count_nonfinite(const FloatRows& x, int threads);
 
+// A row of x, plus one of the residual if there is one, is normalized and then quantized with its own scale. h = x, or x +
+// residual rounded once to x's dtype; with the sums of docs/numerics.md, all in float32,
+//   y = (h * r) * weight [+ bias], r = 1 / sqrt(mean(h^2) + eps); centered: h - mean(h) in place of h (LayerNorm)
+struct NormArgs {
+  FloatRows x;
+  const void* residual;  // [rows, cols] of x's dtype, contiguous, or nullptr
+  void* sum;             // where h goes, contiguous like it; may be residual; nullptr without one
+  const float* weight;   // [cols], or nullptr
+  const float* bias;     // [cols], or nullptr
+  float eps;
+  bool centered;
+  int8_t* data;  // contiguous [rows, cols]
+  float* scale;  // [rows]
+};
+void norm_quantize(const NormArgs& args, int threads);
+
 // A contiguous tensor of a list that is treated as one (global pruning).
 struct Segment {
   const void* w;
