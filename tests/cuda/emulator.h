@@ -5,6 +5,7 @@
 // sanitizer sees accesses outside of it, and of any other buffer.
 #pragma once
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -78,7 +79,9 @@ struct CpAsync {
 };
 
 struct Fiber {
-  ucontext_t context;
+  ucontext_t start;
+  jmp_buf resume;
+  bool started = false;
   std::unique_ptr<char[]> stack;
   void* fake_stack = nullptr;
   dim3 thread;
@@ -100,7 +103,7 @@ struct Block {
   std::vector<Fiber> fibers;
   std::map<std::pair<int, uint32_t>, Rendezvous> warps;  // of a warp and a mask
   std::unique_ptr<unsigned char, void (*)(void*)> shared{nullptr, free};
-  ucontext_t scheduler;
+  jmp_buf scheduler;
   std::function<void()> kernel;
   std::string error;
   const char* name = "";
@@ -133,17 +136,22 @@ inline void leave_fiber() {}
 inline void enter_fiber() {}
 #endif
 
+// swapcontext asks the kernel for the signal mask, twice a switch: it only starts a fiber, and jumps do the rest.
 inline void enter(Fiber& to) {
   fiber = &to;
   leave_scheduler(to);
-  swapcontext(&block->scheduler, &to.context);
+  if (!_setjmp(block->scheduler)) {
+    if (to.started) _longjmp(to.resume, 1);
+    to.started = true;
+    setcontext(&to.start);
+  }
   enter_scheduler();
 }
 
 inline void yield(Wait wait) {
   fiber->wait = wait;
   leave_fiber();
-  swapcontext(&fiber->context, &block->scheduler);
+  if (!_setjmp(fiber->resume)) _longjmp(block->scheduler, 1);
   enter_fiber();
 }
 
@@ -447,11 +455,11 @@ void launch(const Context&, const char* name, dim3 grid, dim3 size, int64_t shar
       f.index = i;
       f.thread = dim3(u % size.x, u / size.x % size.y, u / (size.x * size.y));
       f.stack = std::move(stacks[static_cast<size_t>(i)]);
-      getcontext(&f.context);
-      f.context.uc_stack.ss_sp = f.stack.get();
-      f.context.uc_stack.ss_size = emulated::kStackBytes;
-      f.context.uc_link = nullptr;
-      makecontext(&f.context, emulated::run_fiber, 0);
+      getcontext(&f.start);
+      f.start.uc_stack.ss_sp = f.stack.get();
+      f.start.uc_stack.ss_size = emulated::kStackBytes;
+      f.start.uc_link = nullptr;
+      makecontext(&f.start, emulated::run_fiber, 0);
     }
     emulated::run_block();
     for (int i = 0; i < threads; ++i) {
