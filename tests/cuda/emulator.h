@@ -1,8 +1,11 @@
 // CUDA on the host, for tests: every thread of a block is a fiber, and a kernel's source runs as it is. What the hardware
 // leaves open is drawn at random, so that code which relies on it fails here: the order of the blocks, the order of the
 // threads between two barriers, and whether a cp.async arrives at once or when it is waited for. Warp instructions wait for
-// every lane of their mask and fail when lanes disagree about what they execute. Shared memory starts as garbage; the address
-// sanitizer sees accesses outside of it, and of any other buffer.
+// every lane of their mask and fail when lanes disagree about what they execute. Shared memory starts as garbage.
+//
+// The address sanitizer sees accesses outside of shared memory, and of any other buffer. The thread sanitizer sees races, in
+// shared and in global memory, between the threads of a block and between blocks: to it, fibers are threads that only
+// barriers, __syncwarp and fences around atomics put in order. A shuffle or a vote orders nothing.
 #pragma once
 
 #include <setjmp.h>
@@ -24,12 +27,20 @@
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>
+#elif defined(__SANITIZE_THREAD__)
+#include <sanitizer/tsan_interface.h>
+
+#include <thread>
+extern "C" void AnnotateIgnoreReadsBegin(const char*, int);
+extern "C" void AnnotateIgnoreReadsEnd(const char*, int);
+extern "C" void AnnotateIgnoreWritesBegin(const char*, int);
+extern "C" void AnnotateIgnoreWritesEnd(const char*, int);
 #endif
 
 #define __global__
 #define __device__
 #define __host__
-#define __shared__ static
+#define __shared__ static thread_local  // a block is run by one thread of the host
 #define __constant__ static const
 #define __forceinline__ inline
 #define __launch_bounds__(...)
@@ -79,22 +90,27 @@ struct CpAsync {
 };
 
 struct Fiber {
-  ucontext_t start;
+  ucontext_t context;
   jmp_buf resume;
   bool started = false;
   std::unique_ptr<char[]> stack;
-  void* fake_stack = nullptr;
+  void* sanitizer = nullptr;  // its name for this fiber, or for what is on its stack
   dim3 thread;
   int index = 0;
   Wait wait = Wait::nothing;
   std::vector<std::vector<CpAsync>> groups;  // committed and still under way, oldest first
   std::vector<CpAsync> open;                 // not yet committed
+  void* last_atomic = nullptr;               // a fence after it acquires, and one before the next releases
+  bool fenced = false;
+  int barriers = 0;
 };
 
 // One instruction of a warp, under way: what each lane brought, and what each lane takes away.
 struct Rendezvous {
   uint32_t arrived = 0;
   const char* operation = nullptr;
+  char order[2];  // addresses that stand for every other __syncwarp
+  int count = 0;
   unsigned char brought[32][64], taken[32][64];
 };
 
@@ -104,6 +120,8 @@ struct Block {
   std::map<std::pair<int, uint32_t>, Rendezvous> warps;  // of a warp and a mask
   std::unique_ptr<unsigned char, void (*)(void*)> shared{nullptr, free};
   jmp_buf scheduler;
+  ucontext_t scheduler_context;
+  char order[2];  // addresses that stand for every other barrier
   std::function<void()> kernel;
   std::string error;
   const char* name = "";
@@ -113,9 +131,11 @@ inline Block* block = nullptr;
 inline Fiber* fiber = nullptr;
 inline std::mt19937 random(1);  // tests seed it
 inline constexpr size_t kStackBytes = 256 << 10;
+inline char launches;  // an address that stands for the order of one launch after the other
 
+// What the sanitizers have to be told. Unseen: the emulator's own business. order_after and order_before: what happens here
+// comes after what was ordered before the same address.
 #if defined(__SANITIZE_ADDRESS__)
-// The sanitizer has to know which stack runs.
 inline void* scheduler_fake = nullptr;
 inline const void* scheduler_stack = nullptr;
 inline size_t scheduler_bytes = 0;
@@ -124,11 +144,20 @@ inline void leave_scheduler(Fiber& to) {
 }
 inline void enter_scheduler() { __sanitizer_finish_switch_fiber(scheduler_fake, nullptr, nullptr); }
 inline void leave_fiber() {
-  __sanitizer_start_switch_fiber(&fiber->fake_stack, scheduler_stack, scheduler_bytes);
+  __sanitizer_start_switch_fiber(&fiber->sanitizer, scheduler_stack, scheduler_bytes);
 }
 inline void enter_fiber() {
-  __sanitizer_finish_switch_fiber(fiber->fake_stack, &scheduler_stack, &scheduler_bytes);
+  __sanitizer_finish_switch_fiber(fiber->sanitizer, &scheduler_stack, &scheduler_bytes);
 }
+#elif defined(__SANITIZE_THREAD__)
+inline void* scheduler_thread = nullptr;
+inline void leave_scheduler(Fiber& to) {
+  if (!to.started) to.sanitizer = __tsan_create_fiber(0);
+  __tsan_switch_to_fiber(to.sanitizer, __tsan_switch_to_fiber_no_sync);
+}
+inline void enter_scheduler() {}
+inline void leave_fiber() { __tsan_switch_to_fiber(scheduler_thread, __tsan_switch_to_fiber_no_sync); }
+inline void enter_fiber() {}
 #else
 inline void leave_scheduler(Fiber&) {}
 inline void enter_scheduler() {}
@@ -136,6 +165,37 @@ inline void leave_fiber() {}
 inline void enter_fiber() {}
 #endif
 
+#if defined(__SANITIZE_THREAD__)
+inline void order_after(void* address) { __tsan_acquire(address); }
+inline void order_before(void* address) { __tsan_release(address); }
+struct Unseen {
+  Unseen() {
+    AnnotateIgnoreReadsBegin(__FILE__, __LINE__);
+    AnnotateIgnoreWritesBegin(__FILE__, __LINE__);
+  }
+  ~Unseen() {
+    AnnotateIgnoreWritesEnd(__FILE__, __LINE__);
+    AnnotateIgnoreReadsEnd(__FILE__, __LINE__);
+  }
+};
+// The thread sanitizer follows setjmp by stacks of its own, which fibers don't have.
+inline void enter(Fiber& to) {
+  fiber = &to;
+  leave_scheduler(to);
+  to.started = true;
+  swapcontext(&block->scheduler_context, &to.context);
+}
+inline void yield(Wait wait) {
+  fiber->wait = wait;
+  leave_fiber();
+  swapcontext(&fiber->context, &block->scheduler_context);
+}
+#else
+inline void order_after(void*) {}
+inline void order_before(void*) {}
+struct Unseen {
+  Unseen() {}
+};
 // swapcontext asks the kernel for the signal mask, twice a switch: it only starts a fiber, and jumps do the rest.
 inline void enter(Fiber& to) {
   fiber = &to;
@@ -143,17 +203,17 @@ inline void enter(Fiber& to) {
   if (!_setjmp(block->scheduler)) {
     if (to.started) _longjmp(to.resume, 1);
     to.started = true;
-    setcontext(&to.start);
+    setcontext(&to.context);
   }
   enter_scheduler();
 }
-
 inline void yield(Wait wait) {
   fiber->wait = wait;
   leave_fiber();
   if (!_setjmp(fiber->resume)) _longjmp(block->scheduler, 1);
   enter_fiber();
 }
+#endif
 
 [[noreturn]] inline void stop(const std::string& why) {
   block->error = std::string(block->name) + ": " + why;
@@ -169,11 +229,13 @@ inline void run_fiber() {
     block->error = std::string(block->name) + ": " + e.what();
   }
   if (!fiber->open.empty()) block->error = std::string(block->name) + ": cp.async left uncommitted";
+  order_before(&launches);
   yield(Wait::done);
 }
 
 // Runs the fibers until all are done, or none can go on.
 inline void run_block() {
+  const Unseen unseen;
   std::vector<Fiber*> order;
   for (Fiber& f : block->fibers) order.push_back(&f);
   size_t done = 0;
@@ -204,12 +266,67 @@ inline void run_block() {
   }
 }
 
+// Makes the fibers of a block, and runs it. Stacks are kept: they cost more than most blocks.
+inline void make_and_run(Block& b) {
+  const int threads = static_cast<int>(b.size.x * b.size.y * b.size.z);
+  thread_local std::vector<std::unique_ptr<char[]>> stacks;
+  while (stacks.size() < static_cast<size_t>(threads)) stacks.emplace_back(new char[kStackBytes]);
+  b.fibers.resize(static_cast<size_t>(threads));
+  for (int i = 0; i < threads; ++i) {
+    Fiber& f = b.fibers[static_cast<size_t>(i)];
+    const unsigned u = static_cast<unsigned>(i);
+    f.index = i;
+    f.thread = dim3(u % b.size.x, u / b.size.x % b.size.y, u / (b.size.x * b.size.y));
+    f.stack = std::move(stacks[static_cast<size_t>(i)]);
+    getcontext(&f.context);
+    f.context.uc_stack.ss_sp = f.stack.get();
+    f.context.uc_stack.ss_size = kStackBytes;
+    f.context.uc_link = nullptr;
+    makecontext(&f.context, run_fiber, 0);
+  }
+  block = &b;
+  run_block();
+  block = nullptr;
+  for (int i = 0; i < threads; ++i) {
+    stacks[static_cast<size_t>(i)] = std::move(b.fibers[static_cast<size_t>(i)].stack);
+  }
+}
+
+#if defined(__SANITIZE_THREAD__)
+// A new thread of the host has new __shared__ variables and new stacks, in which the blocks before it left no trace. The
+// sanitizer takes a fiber with the number of a destroyed one for the same: they go when the launch is over, or when there
+// are nearly as many as it can count.
+inline std::vector<void*> sanitizer_fibers;
+inline void destroy_sanitizer_fibers() {
+  for (void* each : sanitizer_fibers) __tsan_destroy_fiber(each);
+  sanitizer_fibers.clear();
+}
+inline void run_on_host_thread(Block& b) {
+  if (sanitizer_fibers.size() > 6000) destroy_sanitizer_fibers();
+  std::thread([&b] {
+    const Unseen unseen;
+    scheduler_thread = __tsan_get_current_fiber();
+    make_and_run(b);
+    for (Fiber& f : b.fibers) sanitizer_fibers.push_back(f.sanitizer);
+  }).join();
+}
+#else
+inline void destroy_sanitizer_fibers() {}
+inline void run_on_host_thread(Block& b) { make_and_run(b); }
+#endif
+
 inline int lane() { return fiber->index % 32; }
+
+inline bool coin() {
+  const Unseen unseen;
+  return random() & 1;
+}
 
 // Every lane of the mask brings a value; when the last one has come, all go on and see what the others brought.
 template <class T>
 const T* exchange(uint32_t mask, const char* operation, const T& value, T* all) {
   static_assert(sizeof(T) <= 64, "room in a Rendezvous");
+  const Unseen unseen;
   const int warp = fiber->index / 32, self = lane();
   if (!(mask >> self & 1)) stop(std::string(operation) + ": a lane that is not in its own mask");
   Rendezvous& r = block->warps[{warp, mask}];
@@ -221,6 +338,7 @@ const T* exchange(uint32_t mask, const char* operation, const T& value, T* all) 
   r.arrived |= uint32_t{1} << self;
   if (r.arrived == mask) {
     r.arrived = 0;
+    ++r.count;
     memcpy(r.taken, r.brought, sizeof r.taken);
     for (int i = 0; i < 32; ++i) {
       if ((mask >> i & 1) && i != self)
@@ -250,12 +368,24 @@ T shuffled(uint32_t mask, const char* operation, T value, int from) {
 #define blockDim (::emulated::block->size)
 #define gridDim (::emulated::block->grid)
 
-inline void __syncthreads() { emulated::yield(emulated::Wait::block); }
+inline void __syncthreads() {
+  void* order = &emulated::block->order[emulated::fiber->barriers++ % 2];
+  emulated::order_before(order);
+  emulated::yield(emulated::Wait::block);
+  emulated::order_after(order);
+}
 inline void __syncwarp(uint32_t mask = 0xFFFFFFFFu) {
   int all[32];
+  emulated::Rendezvous& r = emulated::block->warps[{emulated::fiber->index / 32, mask}];
+  void* order = &r.order[r.count % 2];
+  emulated::order_before(order);
   emulated::exchange(mask, "__syncwarp", 0, all);
+  emulated::order_after(order);
 }
-inline void __threadfence() {}
+inline void __threadfence() {
+  emulated::fiber->fenced = true;
+  if (emulated::fiber->last_atomic) emulated::order_after(emulated::fiber->last_atomic);
+}
 inline void __threadfence_block() {}
 
 template <class T>
@@ -310,37 +440,40 @@ inline int __reduce_add_sync(uint32_t mask, int v) {
   return emulated_reduce<int>(mask, "__reduce_add_sync", v, [](int a, int b) { return a + b; });
 }
 
-template <class T>
-T emulated_atomic(T* p, T (*combine)(T, T), T v) {
-  const T old = *p;
-  *p = combine(old, v);
+// What every atomic does around `update`, which reads and writes *p at once.
+template <class T, class F>
+T emulated_atomic(T* p, F update) {
+  if (emulated::fiber->fenced) emulated::order_before(p);
+  T old;
+  __atomic_load(p, &old, __ATOMIC_RELAXED);
+  T changed = update(old);
+  __atomic_store(p, &changed, __ATOMIC_RELAXED);
+  emulated::fiber->last_atomic = p;
   return old;
 }
 template <class T>
 T atomicAdd(T* p, T v) {
-  return emulated_atomic<T>(p, [](T a, T b) { return static_cast<T>(a + b); }, v);
+  return emulated_atomic(p, [v](T old) { return static_cast<T>(old + v); });
 }
 template <class T>
 T atomicMax(T* p, T v) {
-  return emulated_atomic<T>(p, [](T a, T b) { return a > b ? a : b; }, v);
+  return emulated_atomic(p, [v](T old) { return old > v ? old : v; });
 }
 template <class T>
 T atomicMin(T* p, T v) {
-  return emulated_atomic<T>(p, [](T a, T b) { return a < b ? a : b; }, v);
+  return emulated_atomic(p, [v](T old) { return old < v ? old : v; });
 }
 template <class T>
 T atomicOr(T* p, T v) {
-  return emulated_atomic<T>(p, [](T a, T b) { return static_cast<T>(a | b); }, v);
+  return emulated_atomic(p, [v](T old) { return static_cast<T>(old | v); });
 }
 template <class T>
 T atomicExch(T* p, T v) {
-  return emulated_atomic<T>(p, [](T, T b) { return b; }, v);
+  return emulated_atomic(p, [v](T) { return v; });
 }
 template <class T>
 T atomicCAS(T* p, T expected, T v) {
-  const T old = *p;
-  if (old == expected) *p = v;
-  return old;
+  return emulated_atomic(p, [expected, v](T old) { return old == expected ? v : old; });
 }
 
 template <class T>
@@ -425,13 +558,7 @@ void launch(const Context&, const char* name, dim3 grid, dim3 size, int64_t shar
   if (!grid.x || !grid.y || !grid.z || grid.y > 65535 || grid.z > 65535)
     throw std::runtime_error(std::string(name) + ": a grid that a device refuses");
   if (shared > 227 * 1024) throw std::runtime_error(std::string(name) + ": more shared memory than there is");
-  emulated::Block b;
-  b.grid = grid;
-  b.size = size;
-  b.name = name;
-  b.kernel = [&] { kKernel(args...); };
-  static std::vector<std::unique_ptr<char[]>> stacks;
-  while (stacks.size() < static_cast<size_t>(threads)) stacks.emplace_back(new char[emulated::kStackBytes]);
+  const emulated::Unseen unseen;
   std::vector<dim3> order;
   for (unsigned z = 0; z < grid.z; ++z) {
     for (unsigned y = 0; y < grid.y; ++y) {
@@ -440,34 +567,23 @@ void launch(const Context&, const char* name, dim3 grid, dim3 size, int64_t shar
   }
   std::shuffle(order.begin(), order.end(), emulated::random);
   for (const dim3& index : order) {
+    const auto owner =
+        std::make_unique<emulated::Block>();  // on the heap: the sanitizer forgets what it freed
+    emulated::Block& b = *owner;
+    b.grid = grid;
+    b.size = size;
     b.index = index;
-    b.warps.clear();
-    b.fibers.clear();
-    b.fibers.resize(static_cast<size_t>(threads));
+    b.name = name;
+    b.kernel = [&] { kKernel(args...); };
     void* raw = nullptr;  // not a byte longer than asked for: the sanitizer sees its end
     if (posix_memalign(&raw, 128, static_cast<size_t>(shared))) throw std::bad_alloc();
     memset(raw, 0xCD, static_cast<size_t>(shared));
     b.shared.reset(static_cast<unsigned char*>(raw));
-    emulated::block = &b;
-    for (int i = 0; i < threads; ++i) {
-      emulated::Fiber& f = b.fibers[static_cast<size_t>(i)];
-      const unsigned u = static_cast<unsigned>(i);
-      f.index = i;
-      f.thread = dim3(u % size.x, u / size.x % size.y, u / (size.x * size.y));
-      f.stack = std::move(stacks[static_cast<size_t>(i)]);
-      getcontext(&f.start);
-      f.start.uc_stack.ss_sp = f.stack.get();
-      f.start.uc_stack.ss_size = emulated::kStackBytes;
-      f.start.uc_link = nullptr;
-      makecontext(&f.start, emulated::run_fiber, 0);
-    }
-    emulated::run_block();
-    for (int i = 0; i < threads; ++i) {
-      stacks[static_cast<size_t>(i)] = std::move(b.fibers[static_cast<size_t>(i)].stack);
-    }
-    emulated::block = nullptr;
+    emulated::run_on_host_thread(b);
     if (!b.error.empty()) throw std::runtime_error(b.error);
   }
+  emulated::destroy_sanitizer_fibers();
+  emulated::order_after(&emulated::launches);
 }
 
 namespace ptx {
@@ -490,7 +606,7 @@ inline void cp_async_16(void* shared, const void* global, bool valid) {
   if (reinterpret_cast<uintptr_t>(shared) % 16 || (valid && reinterpret_cast<uintptr_t>(global) % 16))
     emulated::stop("cp.async: a misaligned address");
   emulated::fiber->open.push_back({shared, global, valid});
-  if (emulated::random() & 1) arrive(emulated::fiber->open.back());
+  if (emulated::coin()) arrive(emulated::fiber->open.back());
 }
 inline void cp_async_commit() {
   emulated::fiber->groups.push_back(std::move(emulated::fiber->open));
