@@ -27,7 +27,7 @@ if missing; then fail "the cross compiler or the emulator is missing: apt-get in
 cmake -S . -B $build -G Ninja --log-level=WARNING -DOCTAVO_CPP_TESTS=ON \
   -DOCTAVO_WERROR="${WERROR:-OFF}" -DCMAKE_CXX_COMPILER=$target-g++-12 \
   -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64
-cmake --build $build
+cmake --build $build --target test_kernels
 
 # The instruction that a kernel is for is in its object file, and in none that processors without it run.
 for object in $(find $build/CMakeFiles/test_kernels.dir -name '*.o'); do
