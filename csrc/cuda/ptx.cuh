@@ -19,6 +19,11 @@ __device__ __forceinline__ uint4 ld_global_nc_no_allocate(const void* p) {
   return v;
 }
 
+// The compiler no longer knows v: what was computed from it is computed again, instead of waiting in registers.
+__device__ __forceinline__ void forget(uint4& v) {
+  asm volatile("" : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w));
+}
+
 // 16 bytes into shared memory behind the thread's back; zeros where `valid` is false, and then nothing is read.
 __device__ __forceinline__ void cp_async_16(void* shared, const void* global, bool valid) {
   const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));

@@ -381,7 +381,11 @@ inline float __uint_as_float(uint32_t u) {
   memcpy(&v, &u, sizeof v);
   return v;
 }
-inline int __float2int_rn(float v) { return static_cast<int>(__builtin_nearbyintf(v)); }
+inline int __float2int_rn(float v) {
+  if (v != v) return 0;
+  if (!(v < 0x1p31f)) return 0x7FFFFFFF;
+  return v < -0x1p31f ? -0x7FFFFFFF - 1 : static_cast<int>(__builtin_nearbyintf(v));
+}
 inline float __int2float_rn(int v) { return static_cast<float>(v); }
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fadd_rn(float a, float b) { return a + b; }
@@ -470,6 +474,8 @@ inline uint4 ld_global_nc_no_allocate(const void* p) {
   memcpy(&v, p, sizeof v);
   return v;
 }
+
+inline void forget(uint4&) {}
 
 inline void arrive(const emulated::CpAsync& copy) {
   if (copy.valid) {
