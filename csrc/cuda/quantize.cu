@@ -1,6 +1,6 @@
 // Quantize, dequantize, count_nonfinite: bound by memory. A span is read once, stays in 32 registers (16 if single elements are
-// read) between the search for its range and the rounding, and is written once. With 7 blocks of 128 threads on a
-// multiprocessor, 112 KiB are under way. Spans that no block can hold, and tensors with one scale, take two launches: the
+// read) between the search for its range and the rounding, and is written once. With 6 blocks of 128 threads on a
+// multiprocessor, 96 KiB are under way. Spans that no block can hold, and tensors with one scale, take two launches: the
 // range by atomics into the workspace, then the rounding.
 #include <cmath>
 #include <type_traits>
@@ -25,12 +25,11 @@ __device__ __forceinline__ void load_units(Unit<T, kPacked> (&units)[Unit<T, kPa
   OCTAVO_UNROLL
   for (int i = 0; i < U::kPerThread; ++i) {
     const int offset = offset_of<U>(i);
-    units[i] = U{};
-    if (offset >= piece.length) continue;
+    const bool valid = offset < piece.length;
     if constexpr (kPacked) {
-      units[i] = load_packed(x + piece.begin + offset);
-    } else if (!mask || mask[offset]) {
-      units[i].v[0] = x[(piece.begin + offset) * col_stride];
+      units[i] = load_packed(x + piece.begin + offset, valid);
+    } else {
+      units[i] = valid && (!mask || mask[offset]) ? U{x[(piece.begin + offset) * col_stride]} : U{};
     }
   }
 }

@@ -35,9 +35,10 @@ __device__ __forceinline__ void keep_packed(Unit<T, true>& unit) {
   ptx::forget(raw);
   memcpy(&unit, &raw, sizeof unit);
 }
+// 0 where it is not valid.
 template <class T>
-__device__ __forceinline__ Unit<T, true> load_packed(const T* from) {
-  const uint4 raw = ptx::ld_global_nc_no_allocate(from);
+__device__ __forceinline__ Unit<T, true> load_packed(const T* from, bool valid) {
+  const uint4 raw = ptx::ld_global_nc_no_allocate(from, valid);
   Unit<T, true> unit;
   memcpy(&unit, &raw, sizeof unit);
   return unit;

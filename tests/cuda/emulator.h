@@ -475,7 +475,9 @@ inline uint4 ld_global_nc_no_allocate(const void* p) {
   return v;
 }
 
-inline void forget(uint4&) {}
+inline uint4 ld_global_nc_no_allocate(const void* p, bool valid) {
+  return valid ? ld_global_nc_no_allocate(p) : uint4{0, 0, 0, 0};
+}
 
 inline void arrive(const emulated::CpAsync& copy) {
   if (copy.valid) {
@@ -531,6 +533,8 @@ inline void mma_m16n8k32_s8(int32_t (&c)[4], const uint32_t (&a)[4], const uint3
     c[i] = static_cast<int32_t>(sum);
   }
 }
+
+inline void forget(uint4&) {}
 
 }  // namespace ptx
 }  // namespace cuda
