@@ -1,5 +1,5 @@
-// Elements of the float dtypes on the device: what they are in memory, and as float32. Equal to the bit to numerics.h, which
-// the hardware's conversions are except for the payload of a NaN.
+// Elements of the float dtypes on the device: what they are in memory, and as float32. Equal to the bit to numerics.h, except
+// that a NaN is any NaN: the device's arithmetic keeps no payload either.
 #pragma once
 
 #include "../numerics.h"
@@ -33,7 +33,7 @@ static __device__ __forceinline__ float to_float(double v) { return __double2flo
 static __device__ __forceinline__ float to_float(f16 v) {
   float f;
   asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(v.bits));
-  return magnitude_key(f) == kNanKey ? f16_to_float(v.bits) : f;
+  return f;
 }
 #endif
 
@@ -62,13 +62,13 @@ template <>
 __device__ __forceinline__ f16 from_float<f16>(float v) {
   uint16_t h;
   asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(v));
-  return {magnitude_key(v) == kNanKey ? float_to_f16(v) : h};
+  return {h};
 }
 template <>
 __device__ __forceinline__ bf16 from_float<bf16>(float v) {
   uint16_t h;
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(h) : "f"(v));
-  return {magnitude_key(v) == kNanKey ? float_to_bf16(v) : h};
+  return {h};
 }
 #endif
 

@@ -522,7 +522,11 @@ inline float __uint_as_float(uint32_t u) {
   memcpy(&v, &u, sizeof v);
   return v;
 }
-inline int __float2int_rn(float v) { return static_cast<int>(__builtin_nearbyintf(v)); }
+inline int __float2int_rn(float v) {
+  if (v != v) return 0;
+  if (!(v < 0x1p31f)) return 0x7FFFFFFF;
+  return v < -0x1p31f ? -0x7FFFFFFF - 1 : static_cast<int>(__builtin_nearbyintf(v));
+}
 inline float __int2float_rn(int v) { return static_cast<float>(v); }
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fadd_rn(float a, float b) { return a + b; }
@@ -595,6 +599,10 @@ inline uint4 ld_global_nc_no_allocate(const void* p) {
   return v;
 }
 
+inline uint4 ld_global_nc_no_allocate(const void* p, bool valid) {
+  return valid ? ld_global_nc_no_allocate(p) : uint4{0, 0, 0, 0};
+}
+
 inline void arrive(const emulated::CpAsync& copy) {
   if (copy.valid) {
     memcpy(copy.to, copy.from, 16);
@@ -649,6 +657,8 @@ inline void mma_m16n8k32_s8(int32_t (&c)[4], const uint32_t (&a)[4], const uint3
     c[i] = static_cast<int32_t>(sum);
   }
 }
+
+inline void forget(uint4&) {}
 
 }  // namespace ptx
 }  // namespace cuda
