@@ -3,7 +3,7 @@
 #pragma once
 
 // Before a loop over an array of vectors. The array becomes registers only if every loop over it is unrolled early.
-#ifdef __clang__
+#if defined(__clang__) || defined(__CUDACC__)
 #define OCTAVO_UNROLL _Pragma("unroll")
 #else
 #define OCTAVO_UNROLL _Pragma("GCC unroll 16")
