@@ -23,7 +23,7 @@ struct ByteRows {
 // zeroed, get those of the rows.
 __global__ void __launch_bounds__(kCopyThreads)
     copy_rows(ByteRows from, uint8_t flip, int8_t* to, int64_t to_rows, int64_t pitch, int32_t* sums) {
-  __shared__ alignas(16) uint8_t tile[kCopyTile][kCopyTile + kChunk];
+  alignas(16) __shared__ uint8_t tile[kCopyTile][kCopyTile + kChunk];
   const int64_t tiles_across = ceil_div(pitch, kCopyTile);
   const int64_t first_row = blockIdx.x / tiles_across * kCopyTile;
   const int64_t first_col = blockIdx.x % tiles_across * kCopyTile;
