@@ -5,8 +5,10 @@
 // Before a loop over an array of vectors. The array becomes registers only if every loop over it is unrolled early.
 #if defined(__clang__) || defined(__CUDACC__)
 #define OCTAVO_UNROLL _Pragma("unroll")
+#define OCTAVO_ROLLED _Pragma("unroll 1")
 #else
 #define OCTAVO_UNROLL _Pragma("GCC unroll 16")
+#define OCTAVO_ROLLED _Pragma("GCC unroll 1")
 #endif
 
 namespace octavo {

@@ -60,14 +60,11 @@ __device__ __forceinline__ void activate(Activation activation, float (&y)[kColu
 template <int kColumns>
 class Columns {
  public:
-  __device__ __forceinline__ Columns(const Epilogue& e, int64_t column, int64_t n)
-      : e_(e), column_(column), count_(n - column < kColumns ? static_cast<int>(n - column) : kColumns) {
-    const int64_t alignment = kColumns * (is_half() ? 2 : 4);
-    const int64_t row_bytes = e.out_row_stride * (is_half() ? 2 : 4);
-    wide_ = count_ == kColumns && (reinterpret_cast<int64_t>(e.out) | row_bytes) % alignment == 0;
+  __device__ __forceinline__ Columns(const Epilogue& e, int column, int n)
+      : e_(e), column_(column), count_(n - column < kColumns ? n - column : kColumns) {
     OCTAVO_UNROLL
     for (int i = 0; i < kColumns; ++i) {
-      const int64_t at = column + (i < count_ ? i : 0);
+      const int at = column + (i < count_ ? i : 0);
       if (count_ <= 0) continue;
       if (is_compensated()) colsum_[i] = static_cast<uint32_t>(e.colsum[at]);
       if (e.out_dtype == DType::i32) continue;
@@ -104,9 +101,6 @@ class Columns {
   }
 
  private:
-  __device__ __forceinline__ bool is_half() const {
-    return e_.out_dtype == DType::f16 || e_.out_dtype == DType::bf16;
-  }
   __device__ __forceinline__ bool is_compensated() const { return e_.offset != 0 || e_.row_zero_point; }
 
   template <class T>
@@ -123,7 +117,9 @@ class Columns {
       T v[kColumns];
     };
     T* out = static_cast<T*>(e_.out) + row * e_.out_row_stride + column_;
-    if (wide_) {
+    constexpr int64_t kBytes = sizeof(All);
+    const int64_t row_bytes = e_.out_row_stride * static_cast<int64_t>(sizeof(T));
+    if (count_ == kColumns && (reinterpret_cast<int64_t>(e_.out) | row_bytes) % kBytes == 0) {
       All all;
       OCTAVO_UNROLL
       for (int i = 0; i < kColumns; ++i) all.v[i] = v[i];
@@ -137,9 +133,7 @@ class Columns {
   }
 
   const Epilogue& e_;
-  int64_t column_;
-  int count_;
-  bool wide_;
+  int column_, count_;
   uint32_t colsum_[kColumns];
   float scale_[kColumns], bias_[kColumns];
 };

@@ -115,34 +115,41 @@ __device__ __forceinline__ void add(const int4* sums,
   }
 }
 
-// A warp's sums go out through its part of shared memory, 16 rows at a time, so that lanes hold adjacent columns. Rows are
+// A warp's sums go out through its part of shared memory, 32 rows at a time, so that lanes hold adjacent columns. Rows are
 // 8 words more than a multiple of the banks apart: neither the writes nor the reads conflict.
 template <class Shape>
-__device__ __forceinline__ void finish(const int32_t (&acc)[Sizes<Shape>::kTilesM][Sizes<Shape>::kTilesN][4],
-                                       const Product& p, int64_t first_row, int64_t first_column,
-                                       int32_t* shared) {
+struct Exit {
   using S = Sizes<Shape>;
-  constexpr int kPitch = S::kWarpN + 8, kColumns = 4, kLanes = S::kWarpN / kColumns;
+  static constexpr int kTiles = 2, kRows = kTiles * kMmaM, kPitch = S::kWarpN + 8;
+  static constexpr int kColumns = 4, kLanes = S::kWarpN / kColumns;  // of a lane; of a row
   static_assert(kPitch % 32 == 8, "free of bank conflicts");
-  const int lane = threadIdx.x % kWarp, column = lane % kLanes * kColumns;
-  const Columns<kColumns> columns(p.epilogue, first_column + column, p.n);
+  static_assert(S::kTilesM % kTiles == 0, "whole passes");
+  static_assert(Shape::kWarpsM * Shape::kWarpsN * kRows * kPitch * 4 <= kStages * S::kStageBytes, "room");
+};
+template <class Shape>
+__device__ __forceinline__ void finish(const int32_t (&acc)[Sizes<Shape>::kTilesM][Sizes<Shape>::kTilesN][4],
+                                       const Product& p, int64_t first_row, int first_column,
+                                       int32_t* shared) {
+  using E = Exit<Shape>;
+  const int lane = threadIdx.x % kWarp, column = lane % E::kLanes * E::kColumns;
+  const Columns<E::kColumns> columns(p.epilogue, first_column + column, p.n);
   OCTAVO_UNROLL
-  for (int i = 0; i < S::kTilesM; ++i) {
-    __syncwarp();  // the last rows are read
+  for (int first = 0; first < E::S::kTilesM; first += E::kTiles) {
+    __syncwarp();  // the rows before are read
     OCTAVO_UNROLL
-    for (int j = 0; j < S::kTilesN; ++j) {
-      OCTAVO_UNROLL
-      for (int half = 0; half < 2; ++half) {
-        int32_t* const to = shared + mma_row(lane, 2 * half) * kPitch + j * kMmaN + mma_column(lane, 0);
-        *reinterpret_cast<int2*>(to) = make_int2(acc[i][j][2 * half], acc[i][j][2 * half + 1]);
-      }
+    for (int i = 0; i < E::kTiles * E::S::kTilesN * 2; ++i) {
+      const int tile = i / 2 / E::S::kTilesN, j = i / 2 % E::S::kTilesN, half = i % 2;
+      const int32_t (&v)[4] = acc[first + tile][j];
+      const int row = tile * kMmaM + mma_row(lane, 2 * half);
+      *reinterpret_cast<int2*>(shared + row * E::kPitch + j * kMmaN + mma_column(lane, 0)) =
+          make_int2(v[2 * half], v[2 * half + 1]);
     }
     __syncwarp();
-#pragma unroll 1
-    for (int r = lane / kLanes; r < kMmaM; r += kWarp / kLanes) {
-      const int64_t row = first_row + i * kMmaM + r;
+    OCTAVO_ROLLED
+    for (int r = lane / E::kLanes; r < E::kRows; r += kWarp / E::kLanes) {
+      const int64_t row = first_row + first * kMmaM + r;
       if (row >= p.m) break;
-      const int4 v = *reinterpret_cast<const int4*>(shared + r * kPitch + column);
+      const int4 v = *reinterpret_cast<const int4*>(shared + r * E::kPitch + column);
       columns.finish(row, {v.x, v.y, v.z, v.w});
     }
   }
@@ -156,7 +163,8 @@ __global__ void __launch_bounds__(Sizes<Shape>::kThreads, Shape::kTile.blocks)
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int warp_m = warp / Shape::kWarpsN * S::kWarpM, warp_n = warp % Shape::kWarpsN * S::kWarpN;
   const TileIndex tile = tile_of(blockIdx.x, ceil_div(p.m, S::kM), ceil_div(p.n, S::kN), S::kM);
-  const int64_t first_m = tile.m * S::kM, first_n = tile.n * S::kN;
+  const int64_t first_m = tile.m * S::kM;
+  const int first_n = static_cast<int>(tile.n) * S::kN;
 
   const int padded_k = static_cast<int>(ceil_div(p.k, kChunk)) * kChunk;
   const int begin = static_cast<int>(blockIdx.y * plan.steps) * kTileK;
@@ -213,9 +221,8 @@ __global__ void __launch_bounds__(Sizes<Shape>::kThreads, Shape::kTile.blocks)
   }
   ptx::cp_async_wait<0>();
   __syncthreads();  // all stages are read
-  constexpr int kWarpWords = kMmaM * (S::kWarpN + 8);
   finish<Shape>(acc, p, first_m + warp_m, first_n + warp_n,
-                reinterpret_cast<int32_t*>(shared) + warp * kWarpWords);
+                reinterpret_cast<int32_t*>(shared) + warp * Exit<Shape>::kRows * Exit<Shape>::kPitch);
 }
 
 template <class Shape>

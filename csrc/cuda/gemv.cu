@@ -13,6 +13,7 @@ namespace cuda {
 namespace {
 
 constexpr int kThreads = kWarp * kGemvWarps;
+constexpr int kBatch = 8;  // elements of x that a thread has under way
 
 struct GemvArgs {
   Product product;
@@ -46,11 +47,19 @@ __device__ __forceinline__ void stage_quantized(const FloatRows& x, int begin, i
   __shared__ uint32_t tops[kGemvWarps];
   const int cols = static_cast<int>(x.cols), thread = threadIdx.x;
   for (int row = 0; row < x.rows; ++row) {
-    const X* from = static_cast<const X*>(x.data) + row * x.row_stride;
+    const X* const from = static_cast<const X*>(x.data) + row * x.row_stride;
+    // Columns beyond the last are read as the last one.
+    const auto at = [&](int column) { return from[(column < cols ? column : cols - 1) * x.col_stride]; };
     uint32_t top = 0;
-    for (int i = thread; i < cols; i += kThreads) {
-      const uint32_t key = magnitude_key(to_float(from[i * x.col_stride]));
-      top = key > top && key < kInfKey ? key : top;
+    for (int first = thread; first < cols; first += kBatch * kThreads) {
+      X batch[kBatch];
+      OCTAVO_UNROLL
+      for (int i = 0; i < kBatch; ++i) batch[i] = at(first + i * kThreads);
+      OCTAVO_UNROLL
+      for (int i = 0; i < kBatch; ++i) {
+        const uint32_t key = magnitude_key(to_float(batch[i]));
+        top = key > top && key < kInfKey ? key : top;
+      }
     }
     top = __reduce_max_sync(kAllLanes, top);
     if (thread % kWarp == 0) tops[thread / kWarp] = top;
@@ -59,11 +68,14 @@ __device__ __forceinline__ void stage_quantized(const FloatRows& x, int begin, i
     const Affine affine = symmetric_affine(float_of(top));
     if (thread == 0) scales[row] = affine.scale;
     for (int i = 4 * thread; i < bytes; i += 4 * kThreads) {
+      X four[4];
+      OCTAVO_UNROLL
+      for (int j = 0; j < 4; ++j) four[j] = at(begin + i + j);
       uint32_t word = 0;
       OCTAVO_UNROLL
       for (int j = 0; j < 4; ++j) {
-        const int column = begin + i + j;
-        if (column < cols) word |= quantized(to_float(from[column * x.col_stride]), affine.inv) << (8 * j);
+        const uint32_t byte = quantized(to_float(four[j]), affine.inv);
+        word |= (begin + i + j < cols ? byte : 0) << (8 * j);
       }
       *reinterpret_cast<uint32_t*>(to + row * pitch + i) = word;
     }
@@ -71,9 +83,9 @@ __device__ __forceinline__ void stage_quantized(const FloatRows& x, int begin, i
   }
 }
 
-// Adds a line of k to the sums: 16 rows of the weight by 8 * kTiles rows of A. x: this lane's first row and bytes of A.
+// Adds a line of k to the sums: 16 rows of the weight by 8 * kTiles rows of A. x: this lane's bytes of A, a row for each tile.
 template <int kTiles>
-__device__ __forceinline__ void add_line(const uint4 (&w)[2][2], const int8_t* x, int pitch, int valid_rows,
+__device__ __forceinline__ void add_line(const uint4 (&w)[2][2], const int8_t* const (&x)[kTiles], int offset,
                                          int32_t (&acc)[kTiles][4]) {
   OCTAVO_UNROLL
   for (int half = 0; half < 2; ++half) {
@@ -81,10 +93,7 @@ __device__ __forceinline__ void add_line(const uint4 (&w)[2][2], const int8_t* x
     const uint32_t left[2][4] = {{lo.x, hi.x, lo.y, hi.y}, {lo.z, hi.z, lo.w, hi.w}};
     OCTAVO_UNROLL
     for (int tile = 0; tile < kTiles; ++tile) {
-      uint4 v = make_uint4(0, 0, 0, 0);
-      if (8 * tile < valid_rows) {
-        v = *reinterpret_cast<const uint4*>(x + 8 * tile * pitch + half * (kLineBytes / 2));
-      }
+      const uint4 v = *reinterpret_cast<const uint4*>(x[tile] + offset + half * (kLineBytes / 2));
       const uint32_t right[2][2] = {{v.x, v.y}, {v.z, v.w}};
       ptx::mma_m16n8k32_s8(acc[tile], left[0], right[0]);
       ptx::mma_m16n8k32_s8(acc[tile], left[1], right[1]);
@@ -106,7 +115,7 @@ __global__ void __launch_bounds__(kThreads, kGemvBlocks) gemv(GemvArgs args) {
   const int warps_n = args.plan.warps_n, warps_k = kGemvWarps / warps_n;
   const int warp_n = warp % warps_n, warp_k = warp / warps_n;
   const int block_n = warps_n * kGemvRows;
-  const int64_t first_n = static_cast<int64_t>(blockIdx.x) * block_n;
+  const int first_n = static_cast<int>(blockIdx.x) * block_n;
   const int m = static_cast<int>(p.m), padded_k = static_cast<int>(ceil_div(p.k, kChunk)) * kChunk;
   const int share = static_cast<int>(args.plan.lines), begin = static_cast<int>(blockIdx.y) * share;
   const int lines = static_cast<int>(ceil_div(p.k, kLineBytes));
@@ -114,7 +123,7 @@ __global__ void __launch_bounds__(kThreads, kGemvBlocks) gemv(GemvArgs args) {
   const int k_end = end * kLineBytes < padded_k ? end * kLineBytes : padded_k;
 
   // Rows beyond n are read as the last one: their sums go nowhere.
-  const int64_t row = first_n + warp_n * kGemvRows + lane / 4, last = p.n - 1;
+  const int row = first_n + warp_n * kGemvRows + lane / 4, last = p.n - 1;
   const int8_t* const lo = p.b + (row < last ? row : last) * p.b_pitch;
   const int8_t* const hi = p.b + (row + 8 < last ? row + 8 : last) * p.b_pitch;
   uint4 ring[kRing][2][2];
@@ -122,15 +131,17 @@ __global__ void __launch_bounds__(kThreads, kGemvBlocks) gemv(GemvArgs args) {
     OCTAVO_UNROLL
     for (int half = 0; half < 2; ++half) {
       const int at = line * kLineBytes + lane_offset(lane, half);
-      ring[slot][half][0] = ring[slot][half][1] = make_uint4(0, 0, 0, 0);
-      if (at < k_end) {
-        ring[slot][half][0] = ptx::ld_global_nc_no_allocate(lo + at);
-        ring[slot][half][1] = ptx::ld_global_nc_no_allocate(hi + at);
-      }
+      ring[slot][half][0] = ptx::ld_global_nc_no_allocate(lo + at, at < k_end);
+      ring[slot][half][1] = ptx::ld_global_nc_no_allocate(hi + at, at < k_end);
     }
   };
   OCTAVO_UNROLL
   for (int slot = 0; slot < kRing; ++slot) load(slot, begin + warp_k + slot * warps_k);
+
+  Epilogue epilogue = p.epilogue;
+  if (kQuantizes) epilogue.row_scale = scales;
+  const int thread = threadIdx.x, count = m * block_n, own_n = thread % block_n;
+  const Columns<1> column(epilogue, thread < count ? first_n + own_n : p.n, p.n);
 
   const int pitch = static_cast<int>(gemv_pitch(share));
   if constexpr (kQuantizes) {
@@ -141,13 +152,18 @@ __global__ void __launch_bounds__(kThreads, kGemvBlocks) gemv(GemvArgs args) {
   __syncthreads();
 
   int32_t acc[kTiles][4] = {};
-  const int8_t* const x = shared_x + lane / 4 * pitch + lane_offset(lane, 0);
+  const int8_t* x[kTiles];
+  OCTAVO_UNROLL
+  for (int tile = 0; tile < kTiles; ++tile) {  // what is beyond m is read as the last row
+    const int x_row = lane / 4 + 8 * tile;
+    x[tile] = shared_x + (x_row < m ? x_row : m - 1) * pitch + lane_offset(lane, 0);
+  }
   for (int line = begin + warp_k; line < end; line += kRing * warps_k) {
     OCTAVO_UNROLL
     for (int slot = 0; slot < kRing; ++slot) {
       const int at = line + slot * warps_k;
       if (at >= end) break;
-      add_line<kTiles>(ring[slot], x + (at - begin) * kLineBytes, pitch, m - lane / 4, acc);
+      add_line<kTiles>(ring[slot], x, (at - begin) * kLineBytes, acc);
       load(slot, at + kRing * warps_k);
     }
   }
@@ -163,29 +179,27 @@ __global__ void __launch_bounds__(kThreads, kGemvBlocks) gemv(GemvArgs args) {
     }
   }
   __syncthreads();
-  const auto sum_of_warps = [&](int i) {
+  static_assert(kThreads % (kGemvWarps * kGemvRows) == 0, "a thread's sums are all of one column");
+  const auto sum_of_warps = [&](int row_of_a) {
     int32_t sum = 0;
-    for (int w = 0; w < warps_k; ++w) sum += sums[(w * kM + i / block_n) * sums_pitch + i % block_n];
+    for (int w = 0; w < warps_k; ++w) sum += sums[(w * kM + row_of_a) * sums_pitch + own_n];
     return sum;
   };
-  const int count = m * block_n, split_count = static_cast<int>(gridDim.y);
+  const int split_count = static_cast<int>(gridDim.y);
   int32_t* const tile_sums = args.splits.sums + static_cast<int64_t>(blockIdx.x) * split_count * count;
   if (split_count > 1) {
     int32_t* const own = tile_sums + static_cast<int64_t>(blockIdx.y) * count;
-    for (int i = threadIdx.x; i < count; i += kThreads) own[i] = sum_of_warps(i);
+    for (int i = threadIdx.x; i < count; i += kThreads) own[i] = sum_of_warps(i / block_n);
     if (!last_to_arrive(args.splits.arrived + blockIdx.x, split_count)) return;
   }
-
-  Epilogue epilogue = p.epilogue;
-  if (kQuantizes) epilogue.row_scale = scales;
   for (int i = threadIdx.x; i < count; i += kThreads) {
     int32_t sum[1] = {0};
     if (split_count > 1) {
       for (int s = 0; s < split_count; ++s) sum[0] += tile_sums[static_cast<int64_t>(s) * count + i];
     } else {
-      sum[0] = sum_of_warps(i);
+      sum[0] = sum_of_warps(i / block_n);
     }
-    Columns<1>(epilogue, first_n + i % block_n, p.n).finish(i / block_n, sum);
+    column.finish(i / block_n, sum);
   }
 }
 

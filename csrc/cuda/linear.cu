@@ -157,8 +157,15 @@ void linear(const Context& c, const LinearArgs& args) {
   for (int64_t i = 0; i < args.count; ++i) {
     const LinearTarget& target = args.targets[i];
     if (target.n == 0) continue;
-    const Product product = {staged.rows, staged.pitch, target.rows, target.pitch,
-                             args.m,      target.n,     args.k,      epilogue_of(args, staged, target)};
+    check(target.n <= kMaxN, "n", "at most 2147483136", target.n);
+    const Product product = {staged.rows,
+                             staged.pitch,
+                             target.rows,
+                             target.pitch,
+                             args.m,
+                             static_cast<int>(target.n),
+                             static_cast<int>(args.k),
+                             epilogue_of(args, staged, target)};
     if (fused) {
       gemv_quantized(c, args.x, product);
     } else if (args.m <= kGemvMaxM) {

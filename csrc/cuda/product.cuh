@@ -13,7 +13,8 @@ struct Product {
   int64_t a_pitch;
   const int8_t* b;
   int64_t b_pitch;
-  int64_t m, n, k;
+  int64_t m;
+  int n, k;
   Epilogue epilogue;
 };
 void gemm_mma(const Context& c, const Product& p);

@@ -19,6 +19,23 @@ __device__ __forceinline__ uint4 ld_global_nc_no_allocate(const void* p) {
   return v;
 }
 
+// The same where `valid`, zeros elsewhere, without a branch.
+__device__ __forceinline__ uint4 ld_global_nc_no_allocate(const void* p, bool valid) {
+  uint4 v;
+  asm("{\n"
+      ".reg .pred valid;\n"
+      "setp.ne.b32 valid, %5, 0;\n"
+      "mov.b32 %0, 0;\n"
+      "mov.b32 %1, 0;\n"
+      "mov.b32 %2, 0;\n"
+      "mov.b32 %3, 0;\n"
+      "@valid ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];\n"
+      "}"
+      : "=&r"(v.x), "=&r"(v.y), "=&r"(v.z), "=&r"(v.w)
+      : "l"(p), "r"(static_cast<int>(valid)));
+  return v;
+}
+
 // 16 bytes into shared memory behind the thread's back; zeros where `valid` is false, and then nothing is read.
 __device__ __forceinline__ void cp_async_16(void* shared, const void* global, bool valid) {
   const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));

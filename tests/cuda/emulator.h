@@ -471,6 +471,10 @@ inline uint4 ld_global_nc_no_allocate(const void* p) {
   return v;
 }
 
+inline uint4 ld_global_nc_no_allocate(const void* p, bool valid) {
+  return valid ? ld_global_nc_no_allocate(p) : uint4{0, 0, 0, 0};
+}
+
 inline void arrive(const emulated::CpAsync& copy) {
   if (copy.valid) {
     memcpy(copy.to, copy.from, 16);

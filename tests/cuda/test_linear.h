@@ -44,7 +44,8 @@ inline void test_swizzle(Harness& t) {
 }
 
 inline void test_fragments(Harness& t) {
-  for (int g = 0; g < 8; ++g) {  // lane 8 * i + g brings row g of matrix i: element i of lanes 4 * g to 4 * g + 3
+  for (int g = 0; g < 8;
+       ++g) {  // lane 8 * i + g brings row g of matrix i: element i of lanes 4 * g to 4 * g + 3
     for (int i = 0; i < 4; ++i) {
       const cuda::RowChunk a = cuda::ldmatrix_a(8 * i + g), b = cuda::ldmatrix_b(8 * i + g);
       t.check(a.row == g + i % 2 * 8 && a.chunk == i / 2, "ldmatrix_a is mma's a");
@@ -69,8 +70,8 @@ inline void test_tile_order(Harness& t) {
         const cuda::TileIndex at = cuda::tile_of(i, tiles_m, tiles_n, cuda::kBigTile.m);
         tiles.insert({at.m, at.n});
       }
-      t.check(static_cast<int64_t>(tiles.size()) == tiles_m * tiles_n && tiles.rbegin()->first == tiles_m - 1 &&
-                  tiles.rbegin()->second <= tiles_n - 1,
+      t.check(static_cast<int64_t>(tiles.size()) == tiles_m * tiles_n &&
+                  tiles.rbegin()->first == tiles_m - 1 && tiles.rbegin()->second <= tiles_n - 1,
               "the order of tiles is a bijection");
     }
   }
@@ -186,8 +187,8 @@ struct Target {
     cpu.w_scale = scale.get();
     cpu.bias = t.coin() ? bias.get() : nullptr;
     cpu.bias_dtype = bias_dtype;
-    cpu.activation = t.pick<Activation>({Activation::none, Activation::relu, Activation::gelu,
-                                         Activation::gelu_tanh, Activation::silu});
+    cpu.activation = t.pick<Activation>(
+        {Activation::none, Activation::relu, Activation::gelu, Activation::gelu_tanh, Activation::silu});
     cpu.out_dtype = t.pick<DType>({DType::f32, DType::f16, DType::bf16, DType::i32});
     if (cpu.out_dtype == DType::i32) cpu.activation = Activation::none, cpu.bias = nullptr;
     cpu.out_row_stride = n + (t.coin() ? 0 : t.below(9));
@@ -271,12 +272,15 @@ inline void check_linear(Harness& t, const LinearCase& shape) {
   args.count = static_cast<int64_t>(cpu.size());
   linear(args, 1);
   cuda::linear(t.context,
-               {args.quantize_x, args.x, args.a, args.a_signed, args.a_row_stride, args.a_col_stride, args.a_scale,
-                args.a_zero_point, m, k, cuda_targets.data(), args.count});
+               {args.quantize_x, args.x, args.a, args.a_signed, args.a_row_stride, args.a_col_stride,
+                args.a_scale, args.a_zero_point, m, k, cuda_targets.data(), args.count});
   for (const auto& target : targets) {
     t.check_equal(target->cuda_out.get(), target->cpu_out.get(), target->cpu_out.size(),
-                  shape.name() + (args.quantize_x ? " float" : args.a_signed ? " int8" : " uint8") + ", n " +
-                      std::to_string(target->cpu.n) + ", out dtype " +
+                  shape.name() +
+                      (args.quantize_x ? " float"
+                       : args.a_signed ? " int8"
+                                       : " uint8") +
+                      ", n " + std::to_string(target->cpu.n) + ", out dtype " +
                       std::to_string(static_cast<int>(target->cpu.out_dtype)));
   }
   t.done();
