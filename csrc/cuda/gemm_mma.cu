@@ -37,32 +37,32 @@ struct Sizes {
   static constexpr int kSums = kTilesM * kTilesN;  // int4 of a thread
 };
 
-// The share of one thread in copying kRows rows of an operand: a chunk of every kPass-th row.
+// The share of one thread in copying kRows rows of an operand, stage after stage: a chunk of every kPass-th row.
 template <int kRows, int kThreads>
 class Copier {
  public:
-  // rows: from `first` on, of `count` rows.
-  __device__ __forceinline__ Copier(const int8_t* operand, int64_t pitch, int64_t first, int64_t count)
-      : row_(threadIdx.x / kRowChunks),
-        from_(operand + (first + row_) * pitch + column()),
+  // rows: from `first` on, of `count` rows; bytes from k on.
+  __device__ __forceinline__ Copier(const int8_t* operand, int64_t pitch, int64_t first, int64_t count, int k)
+      : from_(operand + (first + row()) * pitch + k + column()),
         pass_bytes_(pitch * kPass),
-        rows_(static_cast<int>(count - first < kRows ? count - first : kRows)) {}
+        rows_(static_cast<int>(count - first < kRows ? count - first : kRows) - row()) {}
 
-  // Bytes [k, k + kTileK) of the rows; zeros from k_end and from the last row on.
-  __device__ __forceinline__ void copy(int8_t* to, int k, int k_end) const {
-    const bool inside = k + column() < k_end;
+  // The next kTileK bytes of the rows, `rest` of them before the end; zeros from there and from the last row on.
+  __device__ __forceinline__ void copy(int8_t* to, int rest) {
+    const int rows = column() < rest ? rows_ : 0;
     OCTAVO_UNROLL
     for (int i = 0; i < kRows / kPass; ++i) {
-      ptx::cp_async_16(to + swizzled(row_, threadIdx.x % kRowChunks) + i * kPass * kTileK,
-                       from_ + i * pass_bytes_ + k, inside && row_ + i * kPass < rows_);
+      ptx::cp_async_16(to + swizzled(row(), threadIdx.x % kRowChunks) + i * kPass * kTileK,
+                       from_ + i * pass_bytes_, i * kPass < rows);
     }
+    from_ += kTileK;
   }
 
  private:
   static constexpr int kPass = kThreads / kRowChunks;
   static_assert(kRows % kPass == 0 && kPass % 8 == 0, "a pass keeps the swizzle");
+  static __device__ __forceinline__ int row() { return threadIdx.x / kRowChunks; }
   static __device__ __forceinline__ int column() { return threadIdx.x % kRowChunks * kChunk; }
-  int row_;
   const int8_t* from_;
   int64_t pass_bytes_;
   int rows_;
@@ -100,7 +100,7 @@ __device__ __forceinline__ void save(const int32_t (&acc)[Sizes<Shape>::kTilesM]
   OCTAVO_UNROLL
   for (int i = 0; i < S::kSums; ++i) {
     const int32_t (&v)[4] = acc[i / S::kTilesN][i % S::kTilesN];
-    sums[i * S::kThreads + threadIdx.x] = make_int4(v[0], v[1], v[2], v[3]);
+    sums[i * S::kThreads] = make_int4(v[0], v[1], v[2], v[3]);
   }
 }
 template <class Shape>
@@ -109,7 +109,7 @@ __device__ __forceinline__ void add(const int4* sums,
   using S = Sizes<Shape>;
   OCTAVO_UNROLL
   for (int i = 0; i < S::kSums; ++i) {
-    const int4 v = sums[i * S::kThreads + threadIdx.x];
+    const int4 v = sums[i * S::kThreads];
     int32_t (&to)[4] = acc[i / S::kTilesN][i % S::kTilesN];
     to[0] += v.x, to[1] += v.y, to[2] += v.z, to[3] += v.w;
   }
@@ -170,13 +170,13 @@ __global__ void __launch_bounds__(Sizes<Shape>::kThreads, Shape::kTile.blocks)
   const int begin = static_cast<int>(blockIdx.y * plan.steps) * kTileK;
   const int rest = static_cast<int>(ceil_div(padded_k - begin, kTileK));
   const int stages = rest < plan.steps ? rest : static_cast<int>(plan.steps);
-  const Copier<S::kM, S::kThreads> a(p.a, p.a_pitch, first_m, p.m);
-  const Copier<S::kN, S::kThreads> b(p.b, p.b_pitch, first_n, p.n);
+  Copier<S::kM, S::kThreads> a(p.a, p.a_pitch, first_m, p.m, begin);
+  Copier<S::kN, S::kThreads> b(p.b, p.b_pitch, first_n, p.n, begin);
   const auto copy_stage = [&](int stage) {
     if (stage < stages) {
       int8_t* const to = shared + stage % kStages * S::kStageBytes;
-      a.copy(to, begin + stage * kTileK, padded_k);
-      b.copy(to + S::kM * kTileK, begin + stage * kTileK, padded_k);
+      a.copy(to, padded_k - begin - stage * kTileK);
+      b.copy(to + S::kM * kTileK, padded_k - begin - stage * kTileK);
     }
     ptx::cp_async_commit();  // an empty group, too, keeps the count
   };
@@ -211,12 +211,14 @@ __global__ void __launch_bounds__(Sizes<Shape>::kThreads, Shape::kTile.blocks)
   }
 
   if (gridDim.y > 1) {
-    int4* const sums = reinterpret_cast<int4*>(splits.sums);
-    const int64_t size = S::kSums * S::kThreads, first = static_cast<int64_t>(blockIdx.x) * gridDim.y;
-    save<Shape>(acc, sums + (first + blockIdx.y) * size);
+    constexpr int kSize = S::kSums * S::kThreads;
+    int4* sums = reinterpret_cast<int4*>(splits.sums) + static_cast<int64_t>(blockIdx.x) * gridDim.y * kSize +
+                 threadIdx.x;
+    save<Shape>(acc, sums + static_cast<int64_t>(blockIdx.y) * kSize);
     if (!last_to_arrive(splits.arrived + blockIdx.x, gridDim.y)) return;
-    for (unsigned s = 0; s < gridDim.y; ++s) {
-      if (s != blockIdx.y) add<Shape>(sums + (first + s) * size, acc);
+    OCTAVO_ROLLED
+    for (unsigned s = 0; s < gridDim.y; ++s, sums += kSize) {
+      if (s != blockIdx.y) add<Shape>(sums, acc);
     }
   }
   ptx::cp_async_wait<0>();

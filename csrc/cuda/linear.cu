@@ -157,7 +157,7 @@ void linear(const Context& c, const LinearArgs& args) {
   for (int64_t i = 0; i < args.count; ++i) {
     const LinearTarget& target = args.targets[i];
     if (target.n == 0) continue;
-    check(target.n <= kMaxN, "n", "at most 2147483136", target.n);
+    if (target.n > kMaxN) fail("n", "at most " + std::to_string(kMaxN), target.n);
     const Product product = {staged.rows,
                              staged.pitch,
                              target.rows,

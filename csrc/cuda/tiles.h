@@ -9,6 +9,8 @@ namespace cuda {
 
 constexpr int kChunk = 16;  // bytes that move at once: of k, which is padded with zeros to whole chunks
 
+constexpr int64_t kMaxN = INT32_MAX - 511;  // the end of any tile is an int
+
 OCTAVO_HD static inline int64_t ceil_div(int64_t v, int64_t by) { return (v + by - 1) / by; }
 
 // ---- gemm_mma: tiles of kTileK bytes of k, 4 chunks in each row ----
