@@ -1,6 +1,8 @@
 // The index maps of the products, as plain functions of host and device, and how a product is cut into blocks.
 #pragma once
 
+#include <initializer_list>
+
 #include "../layouts.h"
 #include "../numerics.h"
 

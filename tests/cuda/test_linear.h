@@ -315,11 +315,34 @@ inline void test_linear(Harness& t) {
     t.context.capability = 89;
     check_linear(t, {m, 20000 / m * 2 + t.below(50), {t.below(40) + 1}});
   }
-  for (int64_t m : {65, 100, 130, 257}) {
+  for (int64_t m : {65, 100, 257}) {
     any_context();
     check_linear(t, {m, t.pick(depths), {t.pick(widths)}});
   }
+  const auto check_gemm = [&](const LinearCase& shape, int multiprocessors, bool big, bool split) {
+    t.context.multiprocessors = multiprocessors;
+    const cuda::GemmPlan plan = cuda::plan_gemm(shape.m, shape.n[0], shape.k, multiprocessors);
+    t.check(plan.big == big && (plan.splits > 1) == split, shape.name() + ": the plan that is meant");
+    check_linear(t, shape);
+  };
+  check_gemm({250, 100, {500}}, 1, true, false);
+  check_gemm({121, 1290, {251}}, 2, true, true);
+  check_gemm({130, 65, {300}}, 1, false, false);
+  check_gemm({40, 1040, {200}}, 132, false, true);
   t.context = context;
+
+  check_linear(t, {1, kMaxK, {3}});
+  LinearArgs deep = {};
+  deep.m = 1;
+  deep.k = kMaxKUnsigned + 1;
+  const auto run = [&] {
+    cuda::linear(t.context, {deep.quantize_x, deep.x, nullptr, deep.a_signed, 1, 1, nullptr, nullptr, 1,
+                             deep.k, nullptr, 0});
+  };
+  t.check_throws(run, "uint8 A too deep");
+  deep.k = kMaxK + 1;
+  deep.a_signed = true;
+  t.check_throws(run, "int8 A too deep");
 }
 
 }  // namespace test
