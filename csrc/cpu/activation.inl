@@ -6,6 +6,10 @@
 // last, so that only the final multiplication can round into a denormal.
 #include "../octavo.h"
 
+#ifndef OCTAVO_LANES_FN
+#define OCTAVO_LANES_FN inline  // cuda/vec_device.cuh: for the device
+#endif
+
 namespace octavo {
 namespace {
 
@@ -15,12 +19,12 @@ struct Exp {
 };
 
 // v * e^(hi + lo) without its power of two.
-inline F32 times_fraction(F32 v, const Exp& e) { return fma(v, e.over_one, v); }
+OCTAVO_LANES_FN F32 times_fraction(F32 v, const Exp& e) { return fma(v, e.over_one, v); }
 
-inline F32 times_scale(F32 v, F32 scale) { return mul(mul(v, scale), set1(0x1p-64f)); }
+OCTAVO_LANES_FN F32 times_scale(F32 v, F32 scale) { return mul(mul(v, scale), set1(0x1p-64f)); }
 
 // hi in [-173, 1], |lo| small against it.
-inline Exp exp_parts(F32 hi, F32 lo) {
+OCTAVO_LANES_FN Exp exp_parts(F32 hi, F32 lo) {
   // From 2^23 on a float's last bit is worth 1: adding 1.5 * 2^23 rounds to the integer n, and leaves it in the last bits.
   // 127 + 64 more, and they are the exponent of 2^(n + 64).
   const F32 magic = set1(12582912.0f + 191.0f);
@@ -38,10 +42,10 @@ inline Exp exp_parts(F32 hi, F32 lo) {
 
 // The functions below look at |x| <= cut only. Beyond, x goes through and -x is gone; computing that would raise the
 // processor's slow path for denormals in every lane.
-inline F32 beyond_cut(Mask within, F32 y, F32 x) { return select(within, y, max(set1(-0.0f), x)); }
+OCTAVO_LANES_FN F32 beyond_cut(Mask within, F32 y, F32 x) { return select(within, y, max(set1(-0.0f), x)); }
 
 // x / (1 + e^-a) where x >= 0, x * e^-a / (1 + e^-a) where x < 0; a = a_hi + a_lo >= 0.
-inline F32 times_sigmoid(F32 x, F32 a_hi, F32 a_lo) {
+OCTAVO_LANES_FN F32 times_sigmoid(F32 x, F32 a_hi, F32 a_lo) {
   const Exp e = exp_parts(sub(set1(0.0f), a_hi), sub(set1(0.0f), a_lo));
   const F32 one_plus = add(set1(1.0f), times_scale(times_fraction(set1(1.0f), e), e.scale));
   const Mask negative = is_negative(x);
@@ -49,14 +53,14 @@ inline F32 times_sigmoid(F32 x, F32 a_hi, F32 a_lo) {
   return times_scale(fraction, select(negative, e.scale, set1(0x1p+64f)));
 }
 
-inline F32 silu(F32 x) {
+OCTAVO_LANES_FN F32 silu(F32 x) {
   const Mask within = less_equal(abs(x), set1(120.0f));
   const F32 z = keep(within, x);
   return beyond_cut(within, times_sigmoid(z, abs(z), set1(0.0f)), x);
 }
 
 // x * sigmoid(2u), 2u = x * (c0 + c1 * x^2): Hendrycks and Gimpel, arXiv:1606.08415.
-inline F32 gelu_tanh(F32 x) {
+OCTAVO_LANES_FN F32 gelu_tanh(F32 x) {
   const Mask within = less_equal(abs(x), set1(11.5f));
   const F32 z = keep(within, x), magnitude = abs(z);
   const F32 c0 = set1(0x1.988454p+0f), c0_lo = set1(-0x1.857936p-25f);
@@ -72,7 +76,7 @@ inline F32 gelu_tanh(F32 x) {
 
 // x * Phi(x), Phi(-a) = e^(-a^2 / 2) * R(a). R(a) / t is a polynomial in t = 1 / (1 + 5/16 a), fitted for a in
 // [0, 14.6] with a relative error of 5e-9; t is carried with its error because R amplifies that by 2.6 near 0.
-inline F32 gelu(F32 x) {
+OCTAVO_LANES_FN F32 gelu(F32 x) {
   const Mask within = less_equal(abs(x), set1(14.6f));
   const F32 z = keep(within, x), a = abs(z);
   const F32 d = fma(set1(0.3125f), a, set1(1.0f));
@@ -99,7 +103,7 @@ inline F32 gelu(F32 x) {
 }
 
 template <Activation kActivation>
-inline F32 activate(F32 x) {
+OCTAVO_LANES_FN F32 activate(F32 x) {
   switch (kActivation) {
     case Activation::relu: return max(set1(0.0f), x);  // the second operand if NaN
     case Activation::gelu: return gelu(x);
