@@ -1,0 +1,32 @@
+// Walking a row in the vectors of the vec_*.h included before.
+#pragma once
+
+#include <cstdint>
+
+namespace octavo {
+namespace {
+
+// Calls body(offset, lanes) over [0, n): whole vectors, then one partial.
+template <class Body>
+inline void for_vectors(int64_t n, Body body) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) body(i, kLanes);
+  if (i < n) body(i, static_cast<int>(n - i));
+}
+
+// A whole or a partial vector, whose other lanes read as 0 and are not written.
+template <class T>
+inline F32 load_lanes(const T* p, int lanes) {
+  return lanes == kLanes ? load(p) : load_n(p, lanes);
+}
+template <class T>
+inline void store_lanes(T* p, F32 v, int lanes) {
+  if (lanes == kLanes) {
+    store(p, v);
+  } else {
+    store_n(p, v, lanes);
+  }
+}
+
+}  // namespace
+}  // namespace octavo
