@@ -80,8 +80,8 @@ struct NormRow {
 };
 
 struct NormKernels {
-  // y [cols] = the row, normalized; writes sum too.
-  void (*normalize)(const NormRow& row, float* y);
+  // Writes sum, and y [cols]: the row, normalized. Returns the largest magnitude of y as QuantizeKernels::max_bits.
+  uint32_t (*normalize)(const NormRow& row, float* y);
 };
 
 // What happens to the int32 accumulators of a product. Rows count from the block's first row.

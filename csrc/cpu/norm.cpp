@@ -1,4 +1,4 @@
-// RMSNorm and LayerNorm, quantized: each row goes through one float row of scratch memory.
+// RMSNorm and LayerNorm, quantized: rows by threads, and the strides.
 #include "../parallel.h"
 #include "rows.h"
 
@@ -44,12 +44,18 @@ void norm_quantize(const NormArgs& args, int threads) {
         residual += row * bytes;
         sum += row * bytes;
       }
-      kernels().norm->normalize(
-          {contiguous_row(x, row, gathered), x.dtype, residual, stream_sum ? summed : sum, args.weight,
-           args.bias, args.eps, args.centered, cols},
-          y);
+      const NormRow each = {contiguous_row(x, row, gathered),
+                            x.dtype,
+                            residual,
+                            stream_sum ? summed : sum,
+                            args.weight,
+                            args.bias,
+                            args.eps,
+                            args.centered,
+                            cols};
+      const uint32_t top = kernels().norm->normalize(each, y);
       if (stream_sum) stream_copy(sum, summed, bytes);
-      args.scale[row] = quantize_symmetric({y, DType::f32, 1, cols, cols, 1}, 0, 0, cols, 0,
+      args.scale[row] = quantize_symmetric({y, DType::f32, 1, cols, cols, 1}, 0, 0, cols, top, 0,
                                            args.data + row * cols, streaming);
     }
     if (streaming) stream_fence();

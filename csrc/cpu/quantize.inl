@@ -48,11 +48,7 @@ uint32_t max_bits_of(const T* x, int64_t n) {
     const int lanes = n - i < kLanes ? static_cast<int>(n - i) : kLanes;
     top[0] = max(top[0], magnitude_bits(load_n(x + i, lanes)));
   }
-  int32_t lanes[kLanes];
-  store(lanes, max(max(top[0], top[1]), max(top[2], top[3])));
-  int32_t result = 0;
-  for (const int32_t lane : lanes) result = lane > result ? lane : result;
-  return static_cast<uint32_t>(result);
+  return reduce_max(max(max(top[0], top[1]), max(top[2], top[3])));
 }
 
 template <class T>
