@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from .arrays import (
     FLOATS,
     Array,
     as_rows,
+    check_dtype,
     check_out,
     check_shape,
     contiguous,
@@ -48,8 +50,8 @@ def rms_norm_quantize(
     out: (data, scale), or with a residual (data, scale, sum), to fill. sum may be the residual itself; one
         that is not C-contiguous costs a temporary.
 
-    Returns Quantized(data int8 like x, scale float32 of shape x.shape[:-1]); with a residual (Quantized, sum),
-    where sum is x + residual. TypeError or ValueError for anything else.
+    Returns Quantized(data int8 like x, scale float32 of shape x.shape[:-1]), and with a residual
+    (Quantized, x + residual). TypeError or ValueError for anything else.
     """
     return _run(x, weight, None, eps, False, residual, out)
 
@@ -82,11 +84,11 @@ def _run(
     if type(x) is not np.ndarray and needs_dispatcher(x, weight, bias, residual):
         from . import torch_ops
 
-        found = torch_ops.norm_quantize(x, weight, bias, residual, eps, centered, out)
+        run: Callable[..., tuple[Array, Array, Array | None]] = torch_ops.norm_quantize
     else:
-        found = _norm_quantize(x, weight, bias, residual, eps, centered, out)
-    quantized = Quantized(found[0], found[1])
-    return quantized if residual is None else (quantized, found[2])
+        run = _norm_quantize
+    data, scale, total = run(x, weight, bias, residual, eps, centered, out)
+    return Quantized(data, scale) if residual is None else (Quantized(data, scale), total)
 
 
 def _norm_quantize(
@@ -101,17 +103,16 @@ def _norm_quantize(
     """(data, scale, sum) of both functions, without torch's dispatcher; sum is None without a residual."""
     inputs = {"x": x, "weight": weight, "bias": bias, "residual": residual}
     kind_of(**inputs)
-    dtypes = check_norm(x, weight, bias, residual, eps)
+    dtypes = check_norm(x, weight, bias, residual, eps, out)
     if out is not None:
-        check_outs_of_norm(out, dtypes, inputs)
-    if not runs_native(x):
-        found = reference_for(x).norm_quantize(x, weight, bias, residual, eps, centered)
-    else:
+        check_norm_outs(out, dtypes, inputs)
+    if runs_native(x):
         found = _native(x, weight, bias, residual, eps, centered, dtypes, out)
-    if out is None:
-        return found
-    stored = [store(each, result) for each, result in zip(out, found, strict=False)]
-    return stored[0], stored[1], stored[2] if residual is not None else None
+    else:
+        found = reference_for(x).norm_quantize(x, weight, bias, residual, eps, centered)
+    if out is not None:
+        found = [store(each, result) for each, result in zip(out, found, strict=False)]
+    return found[0], found[1], None if residual is None else found[2]
 
 
 def _native(
@@ -123,13 +124,12 @@ def _native(
     centered: bool,
     dtypes: list[str],
     out: tuple[Array, ...] | None,
-) -> tuple[Array, Array, Array | None]:
-    shapes = [tuple(x.shape), tuple(x.shape[:-1]), tuple(x.shape)]
+) -> list[Array]:
     if out is None:
+        shapes = [tuple(x.shape), tuple(x.shape[:-1]), tuple(x.shape)]
         written = [empty(shape, dtype, x) for shape, dtype in zip(shapes, dtypes, strict=False)]
     else:
         written = [writable(each, dtype) for each, dtype in zip(out, dtypes, strict=True)]
-    data, scale, total = written if residual is not None else (*written, None)
     rows, cols, row_stride, col_stride, base = as_rows(x)
     weight, bias = _as_float32(weight), _as_float32(bias)
     residual = None if residual is None else contiguous(residual)
@@ -141,22 +141,23 @@ def _native(
         row_stride,
         col_stride,
         0 if residual is None else pointer(residual),
-        0 if total is None else pointer(total),
+        0 if residual is None else pointer(written[2]),
         0 if weight is None else pointer(weight),
         0 if bias is None else pointer(bias),
         eps,
         centered,
-        pointer(data),
-        pointer(scale),
+        pointer(written[0]),
+        pointer(written[1]),
         backends.get_num_threads(),
     )
-    return data, scale, total
+    return written
 
 
 def check_norm(
-    x: Array, weight: Array | None, bias: Array | None, residual: Array | None, eps: float
+    x: Array, weight: Array | None, bias: Array | None, residual: Array | None, eps: float, out: Any = None
 ) -> list[str]:
-    """Checks all but the kinds; returns the dtypes of what is written: data, scale, and sum if there is one."""
+    """Checks what has no address; returns the dtypes of what is written: data, scale, and sum if there is
+    one."""
     name = FLOATS[float_code(x, "x")]
     if not x.ndim:
         raise ValueError("x: expected at least one dimension, got shape ()")
@@ -169,28 +170,28 @@ def check_norm(
     # A caller may flush denormals, and eps with them.
     if eps and not 2.0**-126 <= eps < 2.0**127:
         raise ValueError(f"eps: expected 0 or a positive normal float32, got {eps!r}")
-    if residual is None:
-        return ["int8", "float32"]
-    if residual.dtype != x.dtype:
-        raise TypeError(f"residual: expected dtype {x.dtype} like x, got {residual.dtype}")
-    check_shape(residual, "residual", tuple(x.shape))
-    return ["int8", "float32", name]
-
-
-def check_outs_of_norm(out: Any, dtypes: list[str], inputs: dict[str, Array | None]) -> None:
-    """Each of out apart from the inputs and from the others; only sum may be the residual itself."""
-    x = inputs["x"]
-    names = ("data", "scale", "sum")[: len(dtypes)]
-    if not isinstance(out, tuple | list) or len(out) != len(dtypes):
+    dtypes = ["int8", "float32"]
+    if residual is not None:
+        check_dtype(residual, "residual", name)
+        check_shape(residual, "residual", tuple(x.shape))
+        dtypes.append(name)
+    if out is not None and (not isinstance(out, tuple | list) or len(out) != len(dtypes)):
+        expected = "(data, scale)" if residual is None else "(data, scale, sum)"
         got = f"{len(out)} arrays" if isinstance(out, tuple | list) else type(out).__name__
-        raise TypeError(f"out: expected ({', '.join(names)}), got {got}")
-    taken = dict(inputs)
-    for i, (each, dtype) in enumerate(zip(out, dtypes, strict=True)):
-        kind_of(x=x, **{f"out[{i}]": each})
-        if names[i] == "sum" and _is_same(each, inputs["residual"]):
+        raise TypeError(f"out: expected {expected}, got {got}")
+    return dtypes
+
+
+def check_norm_outs(out: tuple[Array, ...], dtypes: list[str], inputs: dict[str, Array | None]) -> None:
+    """Each of out apart from the inputs and the others, but for a sum that is the residual itself."""
+    x: Array = inputs["x"]
+    residual, taken = inputs["residual"], dict(inputs)
+    if residual is not None and out[2] is not None:
+        kind_of(x=x, **{"out[2]": out[2]})
+        if _is_same(out[2], residual):
             del taken["residual"]
-        shape = x.shape[:-1] if names[i] == "scale" else x.shape
-        check_out(each, f"out[{i}]", x, shape, dtype, taken)
+    for i, (each, dtype) in enumerate(zip(out, dtypes, strict=True)):
+        check_out(each, f"out[{i}]", x, x.shape[:-1] if i == 1 else x.shape, dtype, taken)
         taken[f"out[{i}]"] = each
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from . import ops
 from .arrays import FLOATS
-from .norm import check_norm, check_outs_of_norm
+from .norm import check_norm, check_norm_outs
 from .pruning import _check_units, _number, _selection
 from .quantization import Quantized, _grouping, _seed
 from .torch_library import _check_kinds, _define, _dtype, _fill, _fill_quantized, _no_gradient, _none
@@ -218,9 +218,9 @@ def norm_quantize(
     found: tuple[Tensor, Tensor, Tensor] = norm_quantize_op(*inputs.values(), eps, centered)
     if out is None:
         return found
-    dtypes = check_norm(x, weight, bias, residual, eps)
-    if not torch.compiler.is_compiling():
-        check_outs_of_norm(out, dtypes, inputs)
+    dtypes = check_norm(x, weight, bias, residual, eps, out)
+    if not torch.compiler.is_compiling() and all(type(each) is Tensor for each in out):
+        check_norm_outs(out, dtypes, inputs)
     filled = [
         _fill(each, f"out[{i}]", result)
         for i, (each, result) in enumerate(zip(out, found[: len(dtypes)], strict=True))

@@ -147,10 +147,10 @@ def norm_quantize(
 
 def _row_mean(v: Tensor) -> Tensor:
     """Element i is added to lane i % 1024, in order; then neighbours are added until one is left."""
-    blocks = torch.nn.functional.pad(v, (0, -v.shape[-1] % _SUM_LANES)).split(_SUM_LANES, dim=-1)
+    padded = torch.nn.functional.pad(v, (0, -v.shape[-1] % _SUM_LANES))
     lanes = v.new_zeros((*v.shape[:-1], _SUM_LANES))
-    for block in blocks if v.shape[-1] else ():
-        lanes = lanes + block
+    for start in range(0, v.shape[-1], _SUM_LANES):
+        lanes = lanes + padded[..., start : start + _SUM_LANES]
     while lanes.shape[-1] > 1:
         lanes = lanes[..., 0::2] + lanes[..., 1::2]
     # a tensor: torch turns division by a Python number into a multiplication by its reciprocal on CUDA
