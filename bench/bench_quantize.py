@@ -1,5 +1,5 @@
-"""Quantization against torch and onnxruntime: C6 row quantize; Q1 one scale, Q2 dequantize. Sets of buffers
-are used in turn, together more than the last-level cache holds."""
+"""Quantization against torch and onnxruntime: C6 row quantize; Q1 one scale, Q2 dequantize, Q3 RMSNorm. Sets
+of buffers are used in turn, together more than the last-level cache holds."""
 
 from __future__ import annotations
 
@@ -126,6 +126,54 @@ def dequantize_case(rows: int, cols: int, threads: int, compiled: bool) -> Case:
     return Case("Q2", label, float(moved), "GB/s", "copy", contenders)
 
 
+def norm_case(rows: int, cols: int, dtype: str, compiled: bool) -> Case:
+    """torch's users have one more way than the pair: torch's own RMSNorm, and octavo's quantize after it."""
+    n, size = rows * cols, 2 if dtype == "bfloat16" else 4
+    moved = n * (size + 1) + rows * 4
+    label = f"RMSNorm + quantize {rows}x{cols} {dtype}, per row, symmetric, out="
+
+    def contenders() -> list[Contender]:
+        xs = inputs(rows, cols, rotation(moved))
+        given, weight = (
+            [peers.given(x) for x in xs],
+            peers.given(np.linspace(0.5, 2.0, cols, dtype=np.float32)),
+        )
+        expected_x, expected_weight = xs[0], np.asarray(weight)
+        if dtype == "bfloat16":
+            if peers.torch is None:
+                return [Contender(name, why_not="needs torch") for name in ("octavo", "torch")]
+            given, weight = [x.bfloat16() for x in given], weight.bfloat16()
+            expected_x, expected_weight = given[0].float().numpy(), weight.float().numpy()
+        outs = outputs(xs, (np.int8, True), (np.float32, False))
+        expected = reference.norm_quantize(expected_x, expected_weight)
+        count = len(xs)
+
+        def call(i: int) -> Any:
+            return octavo.rms_norm_quantize(given[i % count], weight, out=outs[i % count])
+
+        def check() -> Parity:
+            return check_all(*(check_equal(got, e) for got, e in zip(outs[0], expected, strict=False)))
+
+        def arguments(i: int) -> tuple[Any, ...]:
+            return (given[i % count], weight, *outs[i % count])
+
+        def near() -> Parity:
+            # torch rounds to bfloat16 between norm and quantization
+            return check_steps(outs[0][0], expected[0], STEPS if dtype == "float32" else 0.2)
+
+        def then_quantize(x: Any, weight: Any, data: Any, scale: Any) -> None:
+            octavo.quantize(
+                peers.torch.nn.functional.rms_norm(x, weight.shape, weight, 1e-6), out=(data, scale)
+            )
+
+        name = "torch rms_norm, octavo quantize"
+        half_ours = peers.peer(name, peers.torch_filling, then_quantize, arguments, near, needs=[peers.torch])
+        pair = peers.torch_pair(peers.rms_norm_rows, arguments, near, compiled)
+        return [ours("octavo rms_norm_quantize", call, check), half_ours, *pair]
+
+    return Case("Q3", label, float(moved), "GB/s", "copy", contenders)
+
+
 def make_cases(quick: bool, threads: int) -> Sequence[Case]:
     rows, cols, compiled = (512, 4096, False) if quick else (4096, 4096, True)
     return [
@@ -134,6 +182,8 @@ def make_cases(quick: bool, threads: int) -> Sequence[Case]:
         row_case(rows, cols, "float32", False, compiled),
         tensor_case(rows, cols, threads, compiled),
         dequantize_case(rows, cols, threads, compiled),
+        norm_case(rows, cols, "float32", compiled),
+        norm_case(rows, cols, "bfloat16", compiled),
     ]
 
 

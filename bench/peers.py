@@ -98,6 +98,10 @@ def quantize_rows(x: Any, data: Any, scale: Any) -> None:
     data.copy_((x * (127 / amax).unsqueeze(-1)).round().clamp(-127, 127))
 
 
+def rms_norm_rows(x: Any, weight: Any, data: Any, scale: Any) -> None:
+    quantize_rows(torch.nn.functional.rms_norm(x, weight.shape, weight, 1e-6), data, scale)
+
+
 def quantize_rows_asymmetric(x: Any, data: Any, scale: Any, zero_point: Any) -> None:
     low, high = x.amin(-1).clamp(max=0), x.amax(-1).clamp(min=0)
     inverse = 255 / (high - low)

@@ -114,6 +114,25 @@ void bind_elementwise(py::module_& m) {
   });
 }
 
+void bind_norm(py::module_& m) {
+  m.def("norm_quantize", [](Address x, int x_dtype, int64_t rows, int64_t cols, int64_t row_stride,
+                            int64_t col_stride, Address residual, Address sum, Address weight, Address bias,
+                            float eps, bool centered, Address data, Address scale, int threads) {
+    check(!residual || sum || rows * cols == 0, "sum", "an address beside a residual", 0);
+    const NormArgs args = {{at<const void>(x), float_dtype_of(x_dtype), rows, cols, row_stride, col_stride},
+                           at<const void>(residual),
+                           at<void>(sum),
+                           at<const float>(weight),
+                           at<const float>(bias),
+                           eps,
+                           centered,
+                           at<int8_t>(data),
+                           at<float>(scale)};
+    const py::gil_scoped_release release;
+    norm_quantize(args, threads);
+  });
+}
+
 void bind_prune(py::module_& m) {
   m.def("magnitude_select",
         [](const std::vector<std::tuple<Address, int, int64_t>>& list, int64_t k, int threads) {
@@ -325,6 +344,7 @@ void bind_machine(py::module_& m) {
 PYBIND11_MODULE(_core, m) {
   m.doc() = "octavo's native CPU kernels; use them through the octavo package";
   octavo::bind_elementwise(m);
+  octavo::bind_norm(m);
   octavo::bind_prune(m);
   octavo::bind_linear(m);
   octavo::bind_machine(m);

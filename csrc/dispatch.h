@@ -14,6 +14,7 @@ struct Kernels {
   bool (*enable)();  // what has to succeed before the first use, or nullptr
   const QuantizeKernels* quantize;
   const PruneKernels* prune;
+  const NormKernels* norm;
   const GemmKernels* gemm;
   const SparseKernels* sparse;
 };

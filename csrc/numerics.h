@@ -120,6 +120,8 @@ OCTAVO_HD static inline Affine asymmetric_affine(float lo, float hi) {
   return {scale, inv, static_cast<int32_t>(z), false};
 }
 
+constexpr int kSumLanes = 1024;  // partial sums of a row, whatever the machine's vectors (docs/numerics.md)
+
 // Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), one word per element.
 OCTAVO_HD static inline uint32_t philox_word(uint64_t seed, uint64_t index) {
   uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);

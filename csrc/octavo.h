@@ -67,6 +67,23 @@ struct PruneKernels {
   void (*apply_mask)(const void* w, DType dtype, const bool* mask, int64_t n, void* out);  // out may be w
 };
 
+// A row of norm_quantize; the meaning is that of NormArgs.
+struct NormRow {
+  const void* x;
+  DType dtype;
+  const void* residual;
+  void* sum;
+  const float *weight, *bias;
+  float eps;
+  bool centered;
+  int64_t cols;
+};
+
+struct NormKernels {
+  // Writes sum, and y [cols]: the row, normalized. Returns the largest magnitude of y as QuantizeKernels::max_bits.
+  uint32_t (*normalize)(const NormRow& row, float* y);
+};
+
 // What happens to the int32 accumulators of a product. Rows count from the block's first row.
 //   acc[m, n] -= (offset + row_zero_point[m]) * colsum[n]   (int32, modulo 2^32: the true value always fits)
 //   y = activation((float(acc) * col_scale[n]) * row_scale[m] + bias[n]), rounded once to out_dtype
@@ -120,6 +137,7 @@ struct SparseKernels {
 
 extern const QuantizeKernels kQuantizeScalar, kQuantizeAvx2, kQuantizeAvx512Vnni, kQuantizeNeon;
 extern const PruneKernels kPruneScalar, kPruneAvx2, kPruneAvx512Vnni, kPruneNeon;
+extern const NormKernels kNormScalar, kNormAvx2, kNormAvx512Vnni, kNormNeon;
 extern const GemmKernels kGemmScalar, kGemmAvx2, kGemmAvxVnni, kGemmAvx512Vnni, kGemmAmx, kGemmNeon,
     kGemmNeonDot, kGemmNeonI8mm;
 extern const SparseKernels kSparseScalar, kSparseAvx2, kSparseAvx512Vbmi2, kSparseAmx;

@@ -69,20 +69,22 @@ def test_the_reference_backend_runs_no_native_kernel(monkeypatch):
         raise AssertionError("a native kernel ran")
 
     import octavo.linear
+    import octavo.norm
     import octavo.packed
     import octavo.products
     import octavo.pruning
     import octavo.quantization
 
     stub = type("Stub", (), {"__getattr__": lambda self, name: refuse})()
-    for module in (octavo.linear, octavo.packed, octavo.products, octavo.pruning, octavo.quantization):
-        monkeypatch.setattr(module, "_core", stub)
+    for name in ("linear", "norm", "packed", "products", "pruning", "quantization"):
+        monkeypatch.setattr(getattr(octavo, name), "_core", stub)
     x = np.ones((4, 8), np.float32)
     with octavo.use_backend("reference"):
         octavo.dequantize(*octavo.quantize(x))
         octavo.int8_linear(x, x)
         for layout in ("auto", "dense", "bitmask", "block"):
             octavo.pack_weight(x, layout=layout).unpack()
+        octavo.rms_norm_quantize(x, x[0], residual=x)
         octavo.prune_quantize(x, sparsity=0.5)
         octavo.prune_mask(x, pattern="row", threshold=1)
         octavo.magnitude_threshold(x, 0.5)

@@ -561,6 +561,7 @@ def test_the_schemas_are_the_published_ones():
     for name in (
         "quantize", "dequantize", "fake_quantize", "int_mm", "pack_weight", "unpack_weight", "int8_linear",
         "int8_linears", "scaled_int_mm", "prune_mask", "prune_masks", "prune_quantize",
+        "norm_quantize",
     ):  # fmt: skip
         overload = getattr(op, name).default
         assert torch.Tag.pt2_compliant_tag in overload.tags

@@ -3,21 +3,14 @@
 #include "../octavo.h"
 #include "stream.h"
 #include "unroll.h"
+#include "vectors.h"
 
 namespace octavo {
 namespace {
 
-// Calls body(offset, lanes) over [0, n): whole vectors, then one partial.
-template <class Body>
-inline void for_vectors(int64_t n, Body body) {
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) body(i, kLanes);
-  if (i < n) body(i, static_cast<int>(n - i));
-}
-
 template <class T>
 inline F32 load_kept(const T* x, const bool* mask, int64_t i, int lanes) {
-  const F32 v = lanes == kLanes ? load(x + i) : load_n(x + i, lanes);
+  const F32 v = load_lanes(x + i, lanes);
   if (!mask) return v;
   return keep(lanes == kLanes ? load_mask(mask + i) : load_mask_n(mask + i, lanes), v);
 }
@@ -55,11 +48,7 @@ uint32_t max_bits_of(const T* x, int64_t n) {
     const int lanes = n - i < kLanes ? static_cast<int>(n - i) : kLanes;
     top[0] = max(top[0], magnitude_bits(load_n(x + i, lanes)));
   }
-  int32_t lanes[kLanes];
-  store(lanes, max(max(top[0], top[1]), max(top[2], top[3])));
-  int32_t result = 0;
-  for (const int32_t lane : lanes) result = lane > result ? lane : result;
-  return static_cast<uint32_t>(result);
+  return reduce_max(max(max(top[0], top[1]), max(top[2], top[3])));
 }
 
 template <class T>
@@ -101,11 +90,7 @@ void dequantize_to(const int8_t* q, int64_t n, int32_t zero_point, float scale, 
   for_vectors(n, [&](int64_t i, int lanes) {
     const I32 v = lanes == kLanes ? load(q + i) : load_n(q + i, lanes);
     const F32 y = mul(to_f32(sub(v, vzero)), vscale);
-    if (lanes == kLanes) {
-      store(out + i, y);
-    } else {
-      store_n(out + i, y, lanes);
-    }
+    store_lanes(out + i, y, lanes);
   });
 }
 

@@ -71,17 +71,12 @@ static inline void quantize_streaming(const void* x, DType dtype, int64_t n, flo
   }
 }
 
-// Quantizes columns [begin, end) of a row by their own symmetric scale, to q[column - begin]; returns the scale. Where
-// everything is finite, as nearly always, the largest magnitude takes two operations, and nothing needs to be clamped.
+// Quantizes columns [begin, end) of a row, of which `top` are the max_bits, by their own symmetric scale, to
+// q[column - begin]; returns the scale. Where everything is finite, as nearly always, nothing needs to be clamped.
 // streaming: writes past the caches, without flip; stream_fence() has to follow.
 static inline float quantize_symmetric(const FloatRows& x, int64_t row, int64_t begin, int64_t end,
-                                       uint8_t flip, int8_t* q, bool streaming = false) {
+                                       uint32_t top, uint8_t flip, int8_t* q, bool streaming) {
   const QuantizeKernels& kernel = *kernels().quantize;
-  uint32_t top = 0;
-  for_pieces(x, row, begin, end, [&](const void* p, DType dtype, int64_t, int64_t count) {
-    const uint32_t bits = kernel.max_bits(p, dtype, count);
-    top = bits > top ? bits : top;
-  });
   const bool finite = top < kInfKey;
   Range range = {0.0f, finite ? float_of(top) : 0.0f};
   if (!finite) widen_range(x, nullptr, row, begin, end, &range);
@@ -93,6 +88,17 @@ static inline float quantize_symmetric(const FloatRows& x, int64_t row, int64_t 
     kernel.quantize_bounded(p, dtype, count, affine.inv, flip, target);
   });
   return affine.scale;
+}
+
+// The same where the largest magnitude has to be found first.
+static inline float quantize_symmetric(const FloatRows& x, int64_t row, int64_t begin, int64_t end,
+                                       uint8_t flip, int8_t* q, bool streaming = false) {
+  uint32_t top = 0;
+  for_pieces(x, row, begin, end, [&](const void* p, DType dtype, int64_t, int64_t count) {
+    const uint32_t bits = kernels().quantize->max_bits(p, dtype, count);
+    top = bits > top ? bits : top;
+  });
+  return quantize_symmetric(x, row, begin, end, top, flip, q, streaming);
 }
 
 }  // namespace octavo

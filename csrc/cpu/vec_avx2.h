@@ -166,6 +166,10 @@ inline int compress(int32_t* p, Mask m, I32 v) {
 }
 
 inline F32 add(F32 a, F32 b) { return _mm256_add_ps(a, b); }
+inline F32 add_pairs(F32 a, F32 b) {
+  const __m256d pairs = _mm256_castps_pd(_mm256_hadd_ps(a, b));  // two of a and two of b in each 128-bit lane
+  return _mm256_castpd_ps(_mm256_permute4x64_pd(pairs, 0xD8));
+}
 inline F32 sub(F32 a, F32 b) { return _mm256_sub_ps(a, b); }
 inline F32 mul(F32 a, F32 b) { return _mm256_mul_ps(a, b); }
 inline F32 div(F32 a, F32 b) { return _mm256_div_ps(a, b); }

@@ -160,6 +160,7 @@ inline int compress(int32_t* p, Mask m, I32 v) {
 }
 
 inline F32 add(F32 a, F32 b) { return vaddq_f32(a, b); }
+inline F32 add_pairs(F32 a, F32 b) { return vpaddq_f32(a, b); }
 inline F32 sub(F32 a, F32 b) { return vsubq_f32(a, b); }
 inline F32 mul(F32 a, F32 b) { return vmulq_f32(a, b); }
 inline F32 div(F32 a, F32 b) { return vdivq_f32(a, b); }

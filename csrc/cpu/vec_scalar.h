@@ -89,6 +89,8 @@ inline void store_i8_4(int8_t* p, const I32 (&v)[4], uint8_t flip) {  // four ve
 inline void store_i8_n(int8_t* p, I32 v, uint8_t flip, int) { store_i8(p, v, flip); }
 
 inline F32 add(F32 a, F32 b) { return a + b; }
+// Sums of adjacent lanes: those of a, then those of b.
+inline F32 add_pairs(F32 a, F32 b) { return a + b; }
 inline F32 sub(F32 a, F32 b) { return a - b; }
 inline F32 mul(F32 a, F32 b) { return a * b; }
 inline F32 div(F32 a, F32 b) { return a / b; }

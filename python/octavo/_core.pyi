@@ -53,6 +53,23 @@ def dequantize(
 def count_nonfinite(
     x: int, x_dtype: int, rows: int, cols: int, row_stride: int, col_stride: int, threads: int
 ) -> tuple[int, int]: ...
+def norm_quantize(
+    x: int,
+    x_dtype: int,
+    rows: int,
+    cols: int,
+    row_stride: int,
+    col_stride: int,
+    residual: int,
+    sum: int,
+    weight: int,
+    bias: int,
+    eps: float,
+    centered: bool,
+    data: int,
+    scale: int,
+    threads: int,
+) -> None: ...
 def magnitude_select(segments: list[tuple[int, int, int]], k: int, threads: int) -> tuple[int, int]: ...
 def max_key(segments: list[tuple[int, int, int]], threads: int) -> int: ...
 

@@ -14,6 +14,7 @@ from .linear import (
     pack_weight,
 )
 from .masks import pack_mask, unpack_mask
+from .norm import _norm_quantize, layer_norm_quantize, rms_norm_quantize
 from .packed import PackedWeight
 from .packed import pack_buffer as _pack_weight_buffer
 from .packed import unpack_buffer as _unpack_weight_buffer
@@ -37,6 +38,7 @@ __all__ = [
     "_int8_linear",
     "_int8_linears",
     "_int_mm",
+    "_norm_quantize",
     "_pack_weight_buffer",
     "_prune_mask",
     "_prune_masks",
@@ -47,6 +49,7 @@ __all__ = [
     "dequantize",
     "int8_linear",
     "int_mm",
+    "layer_norm_quantize",
     "magnitude_threshold",
     "pack_mask",
     "pack_weight",
@@ -55,6 +58,7 @@ __all__ = [
     "prune_mask",
     "prune_quantize",
     "quantize",
+    "rms_norm_quantize",
     "scaled_int_mm",
     "unpack_mask",
 ]

@@ -135,6 +135,47 @@ def _per_element(p: Array, data: Array) -> Array:
     return np.repeat(p, data.shape[-1] // max(p.shape[-1], 1), axis=-1)
 
 
+# ---- normalization ----
+
+_SUM_LANES = 1024
+
+
+def norm_quantize(
+    x: Array,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    residual: Array | None = None,
+    eps: float = 1e-6,
+    centered: bool = False,
+) -> tuple[Array, Array, Array | None]:
+    """(data, scale, sum): the normalized rows of x, or of sum = x + residual, quantized."""
+    with _quiet():
+        total = None if residual is None else (_f32(x) + _f32(residual)).astype(x.dtype)
+        h = _f32(x if total is None else total)
+        k = np.float32(x.shape[-1])
+        if centered:
+            h = h - (_row_sum(h) / k)[..., None]
+        r = np.float32(1) / np.sqrt(_row_sum(h * h) / k + np.float32(eps))
+        y = h * r[..., None]
+        if weight is not None:
+            y = y * _f32(weight)
+        if bias is not None:
+            y = y + _f32(bias)
+        data, scale, _ = quantize(y)
+        return data, scale, total
+
+
+def _row_sum(v: Array) -> Array:
+    """Element i is added to lane i % 1024, in order; then neighbours are added until one is left."""
+    padded = np.pad(v, [(0, 0)] * (v.ndim - 1) + [(0, -v.shape[-1] % _SUM_LANES)])
+    lanes = np.zeros((*v.shape[:-1], _SUM_LANES), np.float32)
+    for start in range(0, padded.shape[-1], _SUM_LANES):
+        lanes = lanes + padded[..., start : start + _SUM_LANES]
+    while lanes.shape[-1] > 1:
+        lanes = lanes[..., 0::2] + lanes[..., 1::2]
+    return lanes[..., 0]
+
+
 # ---- integer products ----
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from . import ops
 from .arrays import FLOATS
+from .norm import check_norm, check_norm_outs
 from .pruning import _check_units, _number, _selection
 from .quantization import Quantized, _grouping, _seed
 from .torch_library import _check_kinds, _define, _dtype, _fill, _fill_quantized, _no_gradient, _none
@@ -36,6 +37,7 @@ __all__ = [
     "int8_linear_op",
     "int8_linears",
     "int_mm",
+    "norm_quantize",
     "pack_weight",
     "prune_mask",
     "prune_masks",
@@ -166,6 +168,64 @@ def dequantize(
     _check_kinds(data=data, scale=scale, zero_point=zero_point)
     result: Tensor = dequantize_op(data, scale, zero_point, dtype=_dtype(dtype, "dtype", FLOATS))
     return result if out is None else _fill(out, "out", result, data=data, scale=scale, zero_point=zero_point)
+
+
+# ---- normalization ----
+
+
+def _norm_quantize(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    data, scale, total = ops._norm_quantize(x, *arguments)
+    return data, scale, x.new_empty(0) if total is None else total
+
+
+def _norm_quantize_fake(
+    x: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    eps: float = 1e-6,
+    centered: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    check_norm(x, weight, bias, residual, eps)
+    return (
+        x.new_empty(x.shape, dtype=torch.int8),
+        x.new_empty(x.shape[:-1], dtype=torch.float32),
+        x.new_empty((0,) if residual is None else x.shape),
+    )
+
+
+norm_quantize_op = _define(
+    "norm_quantize(Tensor x, Tensor? weight=None, Tensor? bias=None, Tensor? residual=None, "
+    "float eps=1e-6, bool centered=False) -> (Tensor, Tensor, Tensor)",
+    _norm_quantize_fake,
+    _norm_quantize,
+    _no_gradient,
+    _none,
+)
+
+
+def norm_quantize(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    eps: float,
+    centered: bool,
+    out: tuple[Tensor, ...] | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    inputs = {"x": x, "weight": weight, "bias": bias, "residual": residual}
+    _check_kinds(**inputs)
+    found: tuple[Tensor, Tensor, Tensor] = norm_quantize_op(*inputs.values(), eps, centered)
+    if out is None:
+        return found
+    dtypes = check_norm(x, weight, bias, residual, eps, out)
+    if not torch.compiler.is_compiling() and all(type(each) is Tensor for each in out):
+        check_norm_outs(out, dtypes, inputs)
+    filled = [
+        _fill(each, f"out[{i}]", result)
+        for i, (each, result) in enumerate(zip(out, found[: len(dtypes)], strict=True))
+    ]
+    return filled[0], filled[1], filled[-1]
 
 
 # ---- pruning ----

@@ -15,6 +15,7 @@ from torch import Tensor
 _NAN_KEY = 0x7F800001  # one key above Inf for every NaN
 _NAN_KEY_F64 = 0x7FF0000000000001
 _WORD = 0xFFFFFFFF
+_SUM_LANES = 1024
 
 
 def quantize(
@@ -116,6 +117,44 @@ def dequantize(
     if zero_point is not None:
         q = q - zero_point
     return (q.to(torch.float32) * scale).to(_dtype(dtype)).reshape(data.shape)
+
+
+def norm_quantize(
+    x: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    eps: float = 1e-6,
+    centered: bool = False,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    h, total = x.contiguous().to(torch.float32), None
+    if residual is not None:
+        total = (h + residual.contiguous().to(torch.float32)).to(x.dtype)
+        h = total.to(torch.float32)
+    if centered:
+        h = h - _row_mean(h)
+    mean = _row_mean(h * h)
+    # torch's float32 sqrt may be an ulp off on the CPU; by way of float64 it is the correctly rounded one
+    root = torch.sqrt((mean + torch.full_like(mean, eps)).to(torch.float64)).to(torch.float32)
+    y = h * (torch.ones_like(root) / root)
+    if weight is not None:
+        y = y * weight.to(torch.float32)
+    if bias is not None:
+        y = y + bias.to(torch.float32)
+    data, scale, _ = quantize(y)
+    return data, scale, total
+
+
+def _row_mean(v: Tensor) -> Tensor:
+    """Element i is added to lane i % 1024, in order; then neighbours are added until one is left."""
+    padded = torch.nn.functional.pad(v, (0, -v.shape[-1] % _SUM_LANES))
+    lanes = v.new_zeros((*v.shape[:-1], _SUM_LANES))
+    for start in range(0, v.shape[-1], _SUM_LANES):
+        lanes = lanes + padded[..., start : start + _SUM_LANES]
+    while lanes.shape[-1] > 1:
+        lanes = lanes[..., 0::2] + lanes[..., 1::2]
+    # a tensor: torch turns division by a Python number into a multiplication by its reciprocal on CUDA
+    return lanes / torch.full_like(lanes, v.shape[-1])
 
 
 def int_mm(a: Tensor, b: Tensor) -> Tensor:

@@ -7,6 +7,7 @@
 
 #include "../../csrc/parallel.h"
 #include "harness.h"
+#include "test_norm.h"
 #include "test_prune.h"
 #include "test_sparse.h"
 
@@ -490,6 +491,7 @@ int main(int argc, char** argv) {
       {"gemm kernels", test_gemm_kernels},
       {"activations", test_activations},
       {"quantize driver", test_quantize_driver},
+      {"norm driver", test_norm_driver},
       {"prune drivers", test_prune_drivers},
       {"linear driver", test_linear_driver},
       {"shared input", test_shared_input},

@@ -1,0 +1,56 @@
+// RMSNorm and LayerNorm: each instruction set against the scalar one, and in place against apart.
+#pragma once
+
+#include "harness.h"
+
+namespace {
+
+void test_norm_driver() {
+  const int64_t widths[] = {0, 1, 3, 17, 63, 64, 65, 130, 1000, 1023, 1024, 1025, 1100, 2049, 5000};
+  for (const int64_t cols : widths) {
+    for (int variant = 0; variant < 32; ++variant) {
+      const bool added = variant & 1, centered = variant & 2, strided = variant & 4;
+      const bool weighted = variant & 8, biased = variant & 16;
+      const DType dtype = kFloats[(variant + cols) % 4];
+      const int64_t rows = random_below(5), shift = random_below(2), bytes = rows * cols * bytes_of(dtype);
+      const int64_t col_stride = strided ? 2 : 1, row_stride = col_stride * cols + (strided ? 3 : 0);
+      const Values values = kValues[random_below(5)];
+      Bytes x = floats(dtype, extent(rows, cols, row_stride, col_stride), values, shift);
+      Bytes residual = floats(dtype, rows * cols, values, shift);
+      Bytes weight = floats(DType::f32, cols, Values::normal),
+            bias = floats(DType::f32, cols, Values::normal);
+      auto run = [&](void* sum, void* data, const void* with, int threads) {
+        Bytes scale(rows * 4);
+        norm_quantize({{x.data(), dtype, rows, cols, row_stride, col_stride},
+                       with,
+                       sum,
+                       weighted ? weight.as<float>() : nullptr,
+                       biased ? bias.as<float>() : nullptr,
+                       1e-6f,
+                       centered,
+                       static_cast<int8_t*>(data),
+                       scale.as<float>()},
+                      threads);
+        memcpy(static_cast<char*>(data) + rows * cols, scale.data(), static_cast<size_t>(scale.size()));
+      };
+      const int64_t quantized = rows * cols + rows * 4;
+      compare_drivers("norm_quantize", quantized, DType::i32, [&](void* out, int threads) {
+        Bytes sum(bytes, shift), data(quantized, 1);
+        run(added ? sum.data() : nullptr, data.data(), added ? residual.data() : nullptr, threads);
+        memcpy(out, data.data(), static_cast<size_t>(quantized));
+      });
+      if (!added) continue;
+      compare_drivers("norm_quantize sum", bytes, dtype, [&](void* out, int threads) {
+        Bytes sum(bytes, shift), data(quantized), in_place_data(quantized);
+        memcpy(out, residual.data(), static_cast<size_t>(bytes));
+        run(out, in_place_data.data(), out, threads);
+        run(sum.data(), data.data(), residual.data(), threads);
+        expect(data == in_place_data, "norm_quantize in place", dtype, cols, threads);
+        expect(memcmp(out, sum.data(), static_cast<size_t>(bytes)) == 0, "sum in place", dtype, cols,
+               threads);
+      });
+    }
+  }
+}
+
+}  // namespace
