@@ -9,8 +9,10 @@ QUIET := $(shell [ -t 2 ] || echo --quiet)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install $(QUIET)
 
 SOURCES := pyproject.toml CMakeLists.txt \
-  $(shell find python csrc -name '*.py' -o -name '*.pyi' -o -name '*.h' -o -name '*.inl' -o -name '*.cpp')
-CPP_FILES = $(shell find csrc tests/cpp -name '*.h' -o -name '*.inl' -o -name '*.cpp')
+  $(shell find python csrc -name '*.py' -o -name '*.pyi' -o -name '*.h' -o -name '*.inl' -o -name '*.cpp' \
+    -o -name '*.cu' -o -name '*.cuh')
+CPP_FILES = $(shell find csrc tests/cpp tests/cuda -name '*.h' -o -name '*.inl' -o -name '*.cpp' \
+  -o -name '*.cu' -o -name '*.cuh')
 # The build directory is kept: an edit compiles only what it touches.
 INSTALL := $(PIP) --no-build-isolation --config-settings=build-dir=build/{wheel_tag}
 
@@ -26,13 +28,15 @@ demo: $(VENV)/.demo  ## compress a real sentence-embedding model and print what 
 build: $(VENV)/.dev  ## build the package and install it, with the development tools, in .venv
 
 test: $(VENV)/.dev test-cpp  ## the kernels under ASan and UBSan, then every Python test
-	$(BIN)/python -m pytest $(TEST_ARGS)
+	OCTAVO_TEST_CUDA_EMULATED=$(CURDIR)/build/cpp-tests $(BIN)/python -m pytest $(TEST_ARGS)
 
 test-cpp: $(VENV)/.dev  ## only the kernels under ASan and UBSan
 	@$(BIN)/cmake -S . -B build/cpp-tests -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
-	  -DOCTAVO_CPP_TESTS=ON -DOCTAVO_WERROR=$(WERROR) --log-level=WARNING
+	  -DOCTAVO_CPP_TESTS=ON -DOCTAVO_CUDA_EMULATED=ON -DOCTAVO_WERROR=$(WERROR) --log-level=WARNING \
+	  -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir)
 	@$(BIN)/cmake --build build/cpp-tests
 	build/cpp-tests/test_kernels
+	build/cpp-tests/test_cuda_emulated
 
 test-arm: $(VENV)/.tools  ## the kernels for aarch64, cross-compiled and run on emulated processors
 	@PATH="$(CURDIR)/$(BIN):$$PATH" WERROR=$(WERROR) sh tests/cpp/test_arm.sh

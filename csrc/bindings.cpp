@@ -10,7 +10,7 @@
 #include <tuple>
 #include <vector>
 
-#include "check.h"
+#include "bindings.h"
 #include "dispatch.h"
 #include "layouts.h"
 #include "parallel.h"
@@ -19,28 +19,6 @@ namespace py = pybind11;
 
 namespace octavo {
 namespace {
-
-using Address = uintptr_t;
-
-template <class T>
-T* at(Address address) {
-  return reinterpret_cast<T*>(address);
-}
-
-DType float_dtype_of(int code) {
-  check(code >= 0 && code <= 3, "dtype", "a float code from 0 to 3", code);
-  return static_cast<DType>(code);
-}
-
-DType out_dtype_of(int code) {
-  check(code >= 0 && code <= 4 && code != 3, "out_dtype", "a code of 0, 1, 2 or 4", code);
-  return static_cast<DType>(code);
-}
-
-Activation activation_of(int code) {
-  check(code >= 0 && code <= 4, "activation", "a code from 0 to 4", code);
-  return static_cast<Activation>(code);
-}
 
 // A packed buffer of another version or layout is refused, never read as numbers.
 PackedHeader checked_header(Address buffer, int64_t nbytes) {

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import re
 import sys
-import types
 
 import numpy as np
 import pytest
 
+import emulated_cupy
 import octavo
+from octavo import arrays, backends
 from strategies import needs_torch, to_torch
 
 f32, i8 = np.float32, np.int8
@@ -392,14 +393,23 @@ def test_errors_change_nothing():
     assert mask.all()
 
 
-def test_cupy_arrays_are_refused_with_the_reason(monkeypatch):
-    module = types.ModuleType("cupy")
-    array = type("ndarray", (), {"__module__": "cupy", "shape": (4, 8), "dtype": X.dtype})
-    module.ndarray = array
+def test_cupy_arrays_need_native_kernels(monkeypatch):
+    """Without them there is nothing to fall back on, and the error says why."""
+    module = emulated_cupy.module()
     monkeypatch.setitem(sys.modules, "cupy", module)
-    for call in (octavo.quantize, lambda x: octavo.int8_linear(x, PACKED), octavo.pack_weight):
-        with pytest.raises(TypeError, match=r"^\w+: expected .*got a cupy.*CUDA"):
-            call(array())
+    monkeypatch.setattr(backends, "cuda", lambda: (None, "this build has no CUDA kernels"))
+    backends.why_not_cuda.cache_clear()
+    try:
+        for call in (octavo.quantize, octavo.pack_weight, lambda x: octavo.prune_mask(x, sparsity=0.5)):
+            with pytest.raises(
+                RuntimeError, match=r"expected native kernels for a cupy.*got none: .*no CUDA"
+            ):
+                call(module.asarray(X))
+        with pytest.raises(TypeError, match=r"^weight: expected cupy.ndarray like x, got numpy.ndarray"):
+            octavo.int8_linear(module.asarray(X), PACKED)
+    finally:
+        backends.why_not_cuda.cache_clear()
+        arrays._kinds.pop(module.ndarray, None)
 
 
 # ---- torch ----

@@ -1,5 +1,5 @@
-"""What octavo takes as an array: NumPy arrays and torch tensors, seen through a few functions that serve
-both.
+"""What octavo takes as an array: NumPy arrays, torch tensors and CuPy arrays, seen through a few functions
+that serve all.
 
 A tiny call must stay a few microseconds long: the common case of every function here is one dict lookup or
 one attribute, and the rest is reached only when that fails.
@@ -18,14 +18,14 @@ import numpy as np
 
 from .backends import _core
 
-Array: TypeAlias = Any  # numpy.ndarray | torch.Tensor
+Array: TypeAlias = Any  # numpy.ndarray | torch.Tensor | cupy.ndarray
 
 FLOATS = ("float32", "float16", "bfloat16", "float64")
 DTYPE_CODES = {"float32": 0, "float16": 1, "bfloat16": 2, "float64": 3, "int32": 4}
 _OTHERS = ("bool", "int8", "uint8", "int32")
 
-# Filled by the first array of each type or dtype that comes along, so that neither torch nor ml_dtypes is
-# imported.
+# Filled by the first array of each type or dtype that comes along, so that torch, CuPy and
+# ml_dtypes are not imported.
 _kinds: dict[type, str] = {np.ndarray: "numpy"}
 _numpy_dtypes: dict[str, Any] = {n: np.dtype(n) for n in (*FLOATS, *_OTHERS) if n != "bfloat16"}
 _torch_names: dict[str, Any] = {}  # torch's dtypes, and its layout "strided"
@@ -42,7 +42,7 @@ _C_CONTIGUOUS_ALIGNED = 0x101  # NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_ALIGNED
 
 
 def kind_of(**arrays: Array) -> str:
-    """The one kind, "numpy" or "torch", of all arrays; None may follow the first. TypeError on a mix."""
+    """The kind of all arrays, "numpy", "torch" or "cupy"; None may follow the first. TypeError on a mix."""
     first_name = first_kind = ""
     device: Any = None
     for name, array in arrays.items():
@@ -53,8 +53,8 @@ def kind_of(**arrays: Array) -> str:
             first_name, first_kind = name, kind
         elif kind != first_kind:
             raise TypeError(f"{name}: expected {_CLASS[first_kind]} like {first_name}, got {_CLASS[kind]}")
-        if kind == "torch":
-            if array.layout is not _torch_names["strided"]:
+        if kind != "numpy":
+            if kind == "torch" and array.layout is not _torch_names["strided"]:
                 raise TypeError(f"{name}: expected a strided torch.Tensor, got layout {array.layout}")
             if device is None:
                 device = array.device
@@ -63,7 +63,8 @@ def kind_of(**arrays: Array) -> str:
     return first_kind
 
 
-_CLASS = {"numpy": "numpy.ndarray", "torch": "torch.Tensor"}
+_CLASS = {"numpy": "numpy.ndarray", "torch": "torch.Tensor", "cupy": "cupy.ndarray"}
+_ANY_CLASS = "numpy.ndarray, torch.Tensor or cupy.ndarray"
 
 
 def is_array(x: object) -> bool:
@@ -76,21 +77,27 @@ def is_array(x: object) -> bool:
 
 def _learn_kind(x: object, name: str) -> str:
     cls = type(x)
-    torch = sys.modules.get("torch")
-    if cls.__module__.split(".")[0] == "cupy":
-        raise TypeError(
-            f"{name}: expected a numpy.ndarray or torch.Tensor, got a cupy array: no CUDA in this build"
-        )
+    torch, cupy = sys.modules.get("torch"), sys.modules.get("cupy")
     if isinstance(x, np.ndarray) and not isinstance(x, np.ma.MaskedArray | np.matrix):
         _kinds[cls] = "numpy"
     elif torch is not None and isinstance(x, torch.Tensor):
         if not _torch_names:
             _learn_torch(torch)
         _kinds[cls] = "torch"
+    elif cupy is not None and isinstance(x, cupy.ndarray):
+        _kinds[cls] = "cupy"
     else:
         got = cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
-        raise TypeError(f"{name}: expected a numpy.ndarray or torch.Tensor, got {got}")
+        raise TypeError(f"{name}: expected a {_ANY_CLASS}, got {got}")
     return _kinds[cls]
+
+
+def is_torch(x: Array) -> bool:
+    return (_kinds.get(type(x)) or _learn_kind(x, "x")) == "torch"
+
+
+def on_cuda(x: Array) -> bool:
+    return not isinstance(x, np.ndarray) and (bool(x.is_cuda) if is_torch(x) else True)
 
 
 def _learn_torch(torch: Any) -> None:
@@ -173,9 +180,7 @@ def as_dtype_name(dtype: Any, name: str, allowed: Sequence[str]) -> str:
 
 def native_dtype(name: str, like: Array) -> Any:
     """The dtype object of that name for arrays of like's kind."""
-    if isinstance(like, np.ndarray):
-        return _numpy_dtypes.get(name) or _numpy_bfloat16()
-    return _torch_names[name]
+    return _torch_names[name] if is_torch(like) else _numpy_dtypes.get(name) or _numpy_bfloat16()
 
 
 # ---- memory ----
@@ -185,29 +190,45 @@ def empty(shape: tuple[int, ...], dtype: str, like: Array) -> Array:
     """A new C-contiguous array of like's kind, on its device."""
     if isinstance(like, np.ndarray):
         return np.empty(shape, _numpy_dtypes.get(dtype) or _numpy_bfloat16())
-    wanted = _torch_names[dtype]
-    return like.new_empty(shape) if like.dtype is wanted else like.new_empty(shape, dtype=wanted)
+    if is_torch(like):
+        wanted = _torch_names[dtype]
+        return like.new_empty(shape) if like.dtype is wanted else like.new_empty(shape, dtype=wanted)
+    with like.device:
+        return sys.modules["cupy"].empty(shape, native_dtype(dtype, like))
 
 
 def pointer(x: Array) -> int:
-    return _core.address(x) if isinstance(x, np.ndarray) else int(x.data_ptr())
+    if isinstance(x, np.ndarray):
+        return _core.address(x)
+    return int(x.data_ptr()) if is_torch(x) else int(x.data.ptr)
 
 
 def pointer_of(like: Array) -> Callable[[Array], int]:
     """pointer() for arrays of like's kind, without asking each of them."""
-    return _core.address if isinstance(like, np.ndarray) else _data_ptr
+    if isinstance(like, np.ndarray):
+        return _core.address
+    return _data_ptr if is_torch(like) else _cupy_ptr
 
 
 _data_ptr: Callable[[Array], int] = operator.methodcaller("data_ptr")
+_cupy_ptr: Callable[[Array], int] = operator.attrgetter("data.ptr")
 
 
 def copy_contiguous(x: Array) -> Array:
     """A new C-contiguous copy, aligned to its element size."""
-    return (
-        np.array(x, order="C", subok=False)
-        if isinstance(x, np.ndarray)
-        else x.detach().resolve_neg().clone(memory_format=sys.modules["torch"].contiguous_format)
-    )
+    if isinstance(x, np.ndarray):
+        return np.array(x, order="C", subok=False)
+    if is_torch(x):
+        return x.detach().resolve_neg().clone(memory_format=sys.modules["torch"].contiguous_format)
+    with x.device:
+        return x.copy(order="C")
+
+
+def to_host(x: Array) -> Any:
+    """x as a NumPy array; waits for a device."""
+    if isinstance(x, np.ndarray):
+        return x
+    return x.detach().cpu().numpy() if is_torch(x) else x.get()
 
 
 def plain_address(x: Array, like: Array) -> int:
@@ -227,15 +248,23 @@ def plain_address(x: Array, like: Array) -> int:
 
 def contiguous(x: Array) -> Array:
     """x, or a C-contiguous and aligned copy where x is not."""
+    return x if is_plain(x) else copy_contiguous(x)
+
+
+def is_plain(x: Array) -> bool:
+    """Whether x is C-contiguous, and its elements stand in memory aligned and as they read."""
     if isinstance(x, np.ndarray):
-        return x if x.flags.num & _C_CONTIGUOUS_ALIGNED == _C_CONTIGUOUS_ALIGNED else copy_contiguous(x)
-    return x if x.is_contiguous() and _torch_plain(x) else copy_contiguous(x)
+        return x.flags.num & _C_CONTIGUOUS_ALIGNED == _C_CONTIGUOUS_ALIGNED
+    return _is_c_contiguous(x) and _is_readable(x)
 
 
-def _torch_plain(x: Array) -> bool:
-    """Whether the elements stand in memory as they read: aligned, and not a lazily negated view."""
-    address = x.data_ptr()
-    return not (address & 7 and address % x.itemsize) and not x.is_neg()
+def _is_readable(x: Array) -> bool:
+    """Whether elements on a device or of torch are aligned, and stand in memory as they read: torch negates
+    views lazily."""
+    if is_torch(x):
+        address = x.data_ptr()
+        return not (address & 7 and address % x.itemsize) and not x.is_neg()
+    return not (x.data.ptr % x.itemsize or any(s % x.itemsize for s in x.strides))
 
 
 def as_rows(x: Array) -> tuple[int, int, int, int, Array]:
@@ -248,10 +277,7 @@ def as_rows(x: Array) -> tuple[int, int, int, int, Array]:
     shape = x.shape
     cols = shape[-1] if shape else 1
     rows = shape[0] if len(shape) == 2 else math.prod(shape[:-1])
-    if isinstance(x, np.ndarray):
-        if x.flags.num & _C_CONTIGUOUS_ALIGNED == _C_CONTIGUOUS_ALIGNED:
-            return rows, cols, cols, 1, x
-    elif x.is_contiguous() and _torch_plain(x):
+    if is_plain(x):
         return rows, cols, cols, 1, x
     strides = _row_strides(x)
     if strides is None:
@@ -264,13 +290,15 @@ def _row_strides(x: Array) -> tuple[int, int] | None:
     if isinstance(x, np.ndarray):
         if not x.flags.aligned or any(s % x.itemsize for s in x.strides):
             return None
-        strides: Sequence[int] = [s // x.itemsize for s in x.strides]
-    else:
-        if not _torch_plain(x):
-            return None
-        strides = x.stride()
+    elif not _is_readable(x):
+        return None
+    strides = element_strides(x)
     row_stride = _collapsed(x.shape[:-1], strides[:-1])
     return None if row_stride is None else (row_stride, strides[-1] if strides else 1)
+
+
+def element_strides(x: Array) -> Sequence[int]:
+    return x.stride() if is_torch(x) else [s // x.itemsize for s in x.strides]
 
 
 def _collapsed(shape: Sequence[int], strides: Sequence[int]) -> int | None:
@@ -294,7 +322,7 @@ def _collapsed(shape: Sequence[int], strides: Sequence[int]) -> int | None:
 def byte_range(x: Array) -> tuple[int, int]:
     """The addresses [first, last) that x's elements lie in; the same address twice when there are none."""
     low = _address(x)
-    if x.flags.c_contiguous if isinstance(x, np.ndarray) else x.is_contiguous():
+    if _is_c_contiguous(x):
         return low, low + x.nbytes
     high = low + x.itemsize
     for size, step in zip(x.shape, _byte_strides(x), strict=True):
@@ -309,17 +337,17 @@ def byte_range(x: Array) -> tuple[int, int]:
 
 def _address(x: Array) -> int:
     """pointer(), which needs the native module for NumPy arrays; this one does not."""
-    if not isinstance(x, np.ndarray):
-        return int(x.data_ptr())
-    return _core.address(x) if _core is not None else int(x.__array_interface__["data"][0])
+    if _core is None and isinstance(x, np.ndarray):
+        return int(x.__array_interface__["data"][0])
+    return pointer(x)
 
 
 def _is_c_contiguous(x: Array) -> bool:
-    return bool(x.flags.c_contiguous) if isinstance(x, np.ndarray) else bool(x.is_contiguous())
+    return bool(x.is_contiguous()) if is_torch(x) else bool(x.flags.c_contiguous)
 
 
 def _byte_strides(x: Array) -> tuple[int, ...]:
-    return x.strides if isinstance(x, np.ndarray) else tuple(s * x.itemsize for s in x.stride())
+    return tuple(s * x.itemsize for s in x.stride()) if is_torch(x) else x.strides
 
 
 # ---- out= ----
@@ -348,7 +376,7 @@ def check_outs(
         check_shape(out, name, tuple(shape))
         if isinstance(out, np.ndarray) and not out.flags.writeable:
             raise ValueError(f"{name}: expected a writeable array, got a read-only one")
-        if not isinstance(out, np.ndarray) and out.requires_grad and sys.modules["torch"].is_grad_enabled():
+        if is_torch(out) and out.requires_grad and sys.modules["torch"].is_grad_enabled():
             raise ValueError(
                 f"{name}: expected a tensor without requires_grad, got one that wants a gradient"
             )
@@ -388,11 +416,7 @@ def _check_no_internal_overlap(out: Array, name: str) -> None:
 
 def writable(out: Array, dtype: str) -> Array:
     """out, or a fresh array to compute into where out is not C-contiguous and aligned; store() copies it."""
-    if isinstance(out, np.ndarray):
-        direct = out.flags.num & _C_CONTIGUOUS_ALIGNED == _C_CONTIGUOUS_ALIGNED
-    else:
-        direct = out.is_contiguous() and _torch_plain(out)
-    return out if direct else empty(tuple(out.shape), dtype, out)
+    return out if is_plain(out) else empty(tuple(out.shape), dtype, out)
 
 
 def writable_rows(out: Array, dtype: str) -> tuple[int, Array]:
@@ -407,31 +431,31 @@ def writable_rows(out: Array, dtype: str) -> tuple[int, Array]:
 
 def store(out: Array, result: Array) -> Array:
     """Copies result into out where they are not the same array, tells autograd, and returns out."""
-    if isinstance(out, np.ndarray):
-        if result is not out:
-            np.copyto(out, result)
-        return out
-    torch = sys.modules["torch"]
-    if result is not out:
-        with torch.no_grad():
+    if result is out:
+        mark_written(out)
+    elif isinstance(out, np.ndarray):
+        np.copyto(out, result)
+    elif is_torch(out):
+        with sys.modules["torch"].no_grad():
             out.copy_(result)
     else:
-        mark_written(out)
+        with out.device:
+            out[...] = result
     return out
 
 
 def mark_written(x: Array) -> None:
     """Lets autograd see that a torch tensor was changed through its pointer."""
-    if not isinstance(x, np.ndarray) and not x.is_inference():
+    if is_torch(x) and not x.is_inference():
         sys.modules["torch"].autograd.graph.increment_version(x)
 
 
 # ---- torch's dispatcher ----
 
 
-def needs_dispatcher(*arrays: object) -> bool:
-    """Whether torch has to see this call: it is traced, or an array is on a device, a subclass, or wants a
-    gradient.
+def needs_dispatcher(*arrays: object, any_device: bool = False) -> bool:
+    """Whether torch has to see this call: it is traced, or an array is a subclass, wants a gradient, or is
+    (unless any_device) not on the CPU.
 
     Dynamo traces this function, so the first question comes first and everything after it runs in eager only.
     """
@@ -445,7 +469,7 @@ def needs_dispatcher(*arrays: object) -> bool:
     found = False
     for x in arrays:
         if type(x) in _plain_tensors:
-            if not x.is_cpu or (x.requires_grad and torch.is_grad_enabled()):  # type: ignore[attr-defined]
+            if not (any_device or x.is_cpu) or (x.requires_grad and torch.is_grad_enabled()):  # type: ignore[attr-defined]
                 return True
             found = True
         elif isinstance(x, torch.Tensor):

@@ -1,12 +1,14 @@
 """What is built, what this machine has, what was chosen and why.
 
-The native module `_core` is imported here and nowhere else. Environment, read once at import: OCTAVO_BACKEND
-(auto, native, reference), OCTAVO_ISA (an ISA that this machine has), OCTAVO_REQUIRE=native (a missing native
-module is an ImportError instead of a warning).
+The native modules `_core` and `_cuda` are imported here and nowhere else, the second one when the first array
+on a device comes along. Environment, read once at import: OCTAVO_BACKEND (auto, native, reference),
+OCTAVO_ISA (an ISA that this machine has), OCTAVO_REQUIRE=native (a missing native module is an ImportError
+instead of a warning), OCTAVO_CUDA_UNPROVEN=1 (CUDA kernels run although they have never passed on a GPU).
 """
 
 from __future__ import annotations
 
+import functools
 import operator
 import os
 import platform
@@ -20,7 +22,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 BACKENDS = ("auto", "native", "reference")
-CUDA_BUILT = False
 
 native_error = ""
 try:
@@ -30,6 +31,8 @@ except ImportError as _error:
     native_error = str(_error) if find_spec(f"{__package__}._core") else "not built"
 
 native = False  # whether the next call on CPU arrays runs the native kernels
+cuda_unproven = False  # whether CUDA kernels run that have never passed on a GPU
+_CUDA_CAPABILITY = 80  # what the CUDA kernels are built for at least
 _backend = "auto"
 _forced_by = {"backend": "", "isa": ""}  # what chose them, if anything did
 _threads: int | None = None
@@ -59,20 +62,42 @@ def warn_once(message: str, stacklevel: int = 3) -> None:
         warnings.warn(message, RuntimeWarning, stacklevel=stacklevel + 1)
 
 
-def warn_cuda_reference() -> None:
-    """Says once that tensors on a device run on the torch reference, where they live."""
-    warn_once(
-        "octavo: this build has no CUDA kernels; tensors on a device run on the torch reference, there and "
-        "slowly (octavo.show_config() says more)"
-    )
+@functools.cache
+def cuda() -> tuple[Any, str]:
+    """(the native CUDA module, ""), or (None, why it is missing); imports it."""
+    try:
+        from . import _cuda
+    except ImportError as error:
+        return None, str(error) if find_spec(f"{__package__}._cuda") else "this build has no CUDA kernels"
+    return _cuda, ""
+
+
+@functools.cache
+def why_not_cuda(device: int, families: tuple[str, ...]) -> str:
+    """Why the CUDA kernels of these families do not run on this device; "" if they do."""
+    module, missing = cuda()
+    if module is None:
+        return missing
+    if device >= module.device_count():
+        return "the CUDA kernels find no such device; the driver may be older than they need"
+    capability = module.capability(device)
+    if capability < _CUDA_CAPABILITY:
+        return f"the CUDA kernels need sm_{_CUDA_CAPABILITY} or newer, and this device is sm_{capability}"
+    proven = module.kernels()
+    if not cuda_unproven and not all(proven[family] for family in families):
+        return (
+            "these CUDA kernels have not passed their tests on a GPU yet, and run only with "
+            "OCTAVO_CUDA_UNPROVEN=1"
+        )
+    return ""
 
 
 def use_backend(name: str) -> Restore:
-    """Chooses what runs on CPU arrays, for the whole process: from now on, or inside a `with` block.
+    """Chooses what runs, for the whole process: from now on, or inside a `with` block.
 
     "auto": the native kernels, or the reference where they are missing; "native"; "reference": the NumPy and
-    torch definitions of every operation. ValueError for another name, RuntimeError for "native" where the
-    native module is missing. Also OCTAVO_BACKEND.
+    torch definitions of every operation, on a device too. ValueError for another name, RuntimeError for
+    "native" where the native module is missing. Also OCTAVO_BACKEND.
     """
     if name not in BACKENDS:
         raise ValueError(f"name: expected 'auto', 'native' or 'reference', got {name!r}")
@@ -123,10 +148,15 @@ def _core_with(isa: str, argument: str) -> Any:
     return _core
 
 
+def why_reference() -> str:
+    """Who asked for the reference; "" if nobody did."""
+    return f"the reference, forced by {_forced_by['backend']}" if _backend == "reference" else ""
+
+
 def reason() -> str:
     """Why the next call on CPU arrays runs what it runs."""
     if _backend == "reference":
-        return f"the reference, forced by {_forced_by['backend']}"
+        return why_reference()
     if _core is None:
         return f"the native module is missing: {native_error}"
     if _forced_by["isa"]:
@@ -187,8 +217,9 @@ def show_config() -> dict[str, Any]:
         "reason": reason(),
         "threads": get_num_threads(),
         "threads_info": {} if _core is None else _core.threads_info(),
-        "cuda_built": CUDA_BUILT,
+        "cuda_built": cuda()[0] is not None,
         "cuda_devices": _cuda_devices(torch),
+        "cuda_kernels": _cuda_kernels(),
     }
     for key, value in config.items():
         print(f"{key:15} {value}")
@@ -196,9 +227,22 @@ def show_config() -> dict[str, Any]:
 
 
 def _cuda_devices(torch: Any) -> list[str]:
-    if torch is None or not torch.cuda.is_available():
-        return []
-    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    if torch is not None and torch.cuda.is_available():
+        return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    module = cuda()[0]
+    return [] if module is None else [f"sm_{module.capability(i)}" for i in range(module.device_count())]
+
+
+def _cuda_kernels() -> dict[str, str] | str:
+    """What is known of each family of CUDA kernels, or why there are none."""
+    module, missing = cuda()
+    if module is None:
+        return missing
+    switch = "run by OCTAVO_CUDA_UNPROVEN=1" if cuda_unproven else "off without OCTAVO_CUDA_UNPROVEN=1"
+    return {
+        family: "proven" if proven else f"unproven on a GPU: {switch}"
+        for family, proven in module.kernels().items()
+    }
 
 
 class Explanation(NamedTuple):
@@ -250,6 +294,11 @@ def _read_environment() -> None:
                 "references run. OCTAVO_REQUIRE=native makes this an error; octavo.show_config() says more",
                 stacklevel=4,
             )
+    unproven = os.environ.get("OCTAVO_CUDA_UNPROVEN", "")
+    if unproven not in ("", "0", "1"):
+        raise ValueError(f"OCTAVO_CUDA_UNPROVEN: expected '1' or nothing, got {unproven!r}")
+    global cuda_unproven
+    cuda_unproven = unproven == "1"
     isa = os.environ.get("OCTAVO_ISA", "")
     if isa:  # without a look at the default: choosing AMX, even for a moment, changes the process
         _set_isa(_core_with(isa, "OCTAVO_ISA"), isa, "OCTAVO_ISA")

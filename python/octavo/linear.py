@@ -23,9 +23,12 @@ from .arrays import (
     dtype_name,
     empty,
     float_code,
+    is_plain,
+    is_torch,
     kind_of,
     mark_written,
     needs_dispatcher,
+    on_cuda,
     plain_address,
     pointer,
     pointer_of,
@@ -33,20 +36,24 @@ from .arrays import (
     writable_rows,
 )
 from .backends import _core
+from .engines import Engine, native_for, reference_for
 from .packed import (
     LAYOUTS,
     MAX_K,
     PackedWeight,
     aligned,
+    check_home,
     check_scale,
     pack,
     pack_buffer,
+    packed_nbytes,
     read_header,
     unpack_buffer,
 )
-from .quantization import Quantized, quantize, reference_for, runs_native
+from .quantization import Quantized, quantize
 
 _ACTIVATION_NAMES = ("relu", "gelu", "gelu_tanh", "silu")
+CUDA_ROW = 16  # bytes: what rows have to begin at for CUDA kernels to read them as they are
 ACTIVATIONS: dict[str | None, int] = {None: 0, "relu": 1, "gelu": 2, "gelu_tanh": 3, "silu": 4}
 _OUT_DTYPES = ("float32", "float16", "bfloat16", "int32")
 
@@ -61,7 +68,8 @@ def pack_weight(weight: Array, scale: Array | None = None, *, layout: str = "aut
         "bitmask": a bit for each weight, and those that are not zero.
         "block": tiles of 4 rows x 16 columns ("block4x16" of prune_mask); those with zeros only are left out.
         "auto": the smallest of those that are faster than "dense" for the share of zeros here and the
-            instruction set in use; else, on CUDA, in traced code and without native kernels, "dense".
+            instruction set in use; else, in traced code and without native kernels, "dense". A weight on a
+            device is always "dense": ValueError for the other two.
     """
     if layout != "auto" and layout not in LAYOUTS:
         raise ValueError(f"layout: expected 'auto', 'dense', 'bitmask' or 'block', got {layout!r}")
@@ -69,7 +77,7 @@ def pack_weight(weight: Array, scale: Array | None = None, *, layout: str = "aut
     if weight.ndim != 2:
         raise ValueError(f"weight: expected two dimensions [N, K], got shape {tuple(weight.shape)}")
     n, k = weight.shape
-    if not isinstance(weight, np.ndarray):
+    if is_torch(weight):
         weight, scale = weight.detach(), None if scale is None else scale.detach()
     if dtype_name(weight.dtype) in FLOATS:
         if scale is not None:
@@ -142,7 +150,7 @@ def _int8_linear(
 ) -> Array:
     """int8_linear, without torch's dispatcher; weight: also a packed buffer or int8 [N, K], with scale."""
     packed = type(weight) is PackedWeight
-    operands = weight.operands if packed else _operand(weight, weight_scale)
+    operands = weight.operands if packed else _operand(weight, weight_scale, x)
     if out_dtype is None and backends.native and (packed or weight.ndim == 1):
         result = _tiny_int8_linear(x, operands, bias, activation, out)
         if result is not None:
@@ -274,7 +282,7 @@ def _int8_linears(
         operands = [w.operands for w in weights]
     else:
         operands = [
-            _operand(w, s, f"[{i}]") for i, (w, s) in enumerate(zip(weights, weight_scales, strict=True))
+            _operand(w, s, x, f"[{i}]") for i, (w, s) in enumerate(zip(weights, weight_scales, strict=True))
         ]
     if not operands:
         return []
@@ -317,14 +325,15 @@ def _linears(
         lead = shape[:-1]
         written = [(o, "out" + at, (*lead, n)) for o, at, (n, *_) in zip(outs, names, operands, strict=True)]
         check_outs(written, x, name, arrays)
-    if not runs_native(x):
-        reference = reference_for(x)
+    engine = native_for(x, "linear")
+    if engine is None:
+        reference = reference_for(x, "linear")
         results = []
         for (n, k, weight, scale), bias, activation in zip(operands, biases, activations, strict=True):
             plain = unpack_buffer(weight, n, k) if weight.ndim == 1 else weight
             results.append(reference.int8_linear(x, plain, scale, bias, activation, name))
     else:
-        results = _native_linears(x, x_code, operands, biases, codes, name, outs)
+        results = _native_linears(engine, x, x_code, operands, biases, codes, name, outs)
     return results if outs is None else [store(o, r) for o, r in zip(outs, results, strict=True)]
 
 
@@ -372,6 +381,7 @@ def _tiny_int8_linears(
 
 
 def _native_linears(
+    engine: Engine,
     x: Array,
     x_code: int,
     operands: list[tuple[int, int, Array, Array | None]],
@@ -385,7 +395,7 @@ def _native_linears(
     lead = tuple(x.shape[:-1])
     results, targets, alive = [], [], []
     for i, (n, _, weight, scale) in enumerate(operands):
-        buffer = weight if weight.ndim == 1 else pack_buffer(weight)
+        buffer = as_operand(weight)
         bias = biases[i]
         if bias is not None:
             bias = contiguous(bias)
@@ -400,7 +410,7 @@ def _native_linears(
             (
                 n,
                 at(buffer),
-                buffer.shape[0],
+                buffer.nbytes,
                 0 if scale is None or name == "int32" else at(scale),
                 0 if bias is None else at(bias),
                 bias_code,
@@ -409,7 +419,7 @@ def _native_linears(
                 stride,
             )
         )
-    _core.int8_linears(
+    engine.kernels.int8_linears(
         at(base),
         x_code,
         rows,
@@ -418,23 +428,41 @@ def _native_linears(
         col_stride,
         targets,
         DTYPE_CODES[name],
-        backends.get_num_threads(),
+        *engine.where,
     )
     return results
 
 
-def _operand(weight: Any, weight_scale: Array | None, at: str = "") -> tuple[int, int, Array, Array | None]:
-    """(N, K, packed buffer or int8 [N, K], scale [N]) of a weight; at: its index, for errors."""
+def as_operand(weight: Array, needs_sums: bool = False) -> Array:
+    """What the kernels multiply by: a packed buffer as it is; int8 [N, K] packed, but for rows on a device
+    that its kernels can read, unless they need the sums of columns that a packed weight carries."""
+    if weight.ndim == 1:
+        return weight
+    readable = on_cuda(weight) and not needs_sums and is_plain(weight)
+    if readable and weight.shape[1] % CUDA_ROW == 0 and pointer(weight) % CUDA_ROW == 0:
+        return weight
+    return pack_buffer(weight)
+
+
+def _operand(
+    weight: Any, weight_scale: Array | None, x: Array, at: str = ""
+) -> tuple[int, int, Array, Array | None]:
+    """(N, K, packed buffer or int8 [N, K], scale [N]) of a weight that multiplies x; at: its index, for
+    errors."""
     if isinstance(weight, PackedWeight):
         return weight.operands
     kind_of(**{"weight" + at: weight, "weight_scale" + at: weight_scale})
     if weight.ndim == 1:
         check_dtype(weight, "weight" + at, "uint8")
         weight = aligned(weight)
-        if runs_native(weight):
+        if on_cuda(weight):
+            n, k = _shape_on_device(weight, weight_scale, x, at)
+        elif backends.native:
             n, k = _core.packed_shape(pointer(weight), weight.shape[0])
         else:
-            n, k = read_header(weight)[:2]
+            header = read_header(weight)
+            check_home(weight, header)
+            n, k = header[:2]
     else:
         check_dtype(weight, "weight" + at, "int8")
         if weight.ndim != 2:
@@ -443,6 +471,18 @@ def _operand(weight: Any, weight_scale: Array | None, at: str = "") -> tuple[int
         if k > MAX_K:
             raise ValueError(f"weight{at}: expected K <= {MAX_K}, for exact int32 sums, got {k}")
     return n, k, weight, check_scale(weight_scale, "weight_scale" + at, n)
+
+
+def _shape_on_device(weight: Array, scale: Array | None, x: Array, at: str) -> tuple[int, int]:
+    """(N, K) of a packed weight, without a look at its header, which would wait for the device: no weight for
+    the CPU has the size of one for CUDA."""
+    n, k = 0 if scale is None else scale.shape[0], x.shape[-1] if x.ndim else 1
+    if weight.shape[0] != packed_nbytes(n, k, "rows"):
+        raise ValueError(
+            f"weight{at}: expected the {packed_nbytes(n, k, 'rows')} bytes of a weight {(n, k)} packed for "
+            f"CUDA, got {weight.shape[0]}; a buffer of the CPU has to be unpacked there and packed anew"
+        )
+    return n, k
 
 
 def _pack_operand(weight: Any, name: str = "weight") -> PackedWeight:

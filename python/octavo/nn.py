@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from . import ops, torch_ops
-from .arrays import needs_dispatcher
-from .linear import ACTIVATIONS
+from .arrays import needs_dispatcher, on_cuda
+from .linear import ACTIVATIONS, CUDA_ROW
 from .packed import PackedWeight, pack_buffer
 from .torch_pruning import (
     L1SemiStructured,
@@ -57,8 +57,9 @@ class Int8Linear(nn.Module):
     """y = activation(x @ weight.T + bias) with an int8 weight; x is quantized per row on the fly.
 
     The state dict holds the logical values: `weight` int8 [N, K], `weight_scale` float32 [N, 1] and `bias`.
-    In memory there is one copy of the weight, packed for the kernels on the CPU and plain on other devices;
-    `weight` unpacks it. `.to(dtype)` casts the bias only: every float dtype is taken, and returned.
+    In memory there is one copy of the weight, packed for the kernels on the CPU, and on a GPU where rows are
+    not whole multiples of 16 bytes, else plain; `weight` unpacks it. `.to(dtype)` casts the bias only: every
+    float dtype is taken, and returned.
     """
 
     weight_scale: Tensor
@@ -142,11 +143,11 @@ class Int8Linear(nn.Module):
         return {name: value for name, value in self.__dict__.items() if name != "_checked"}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Int8Linear:
-        scale = self.weight_scale
+        scale, device = self.weight_scale, self._stored.device
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.weight_scale.dtype != torch.float32:  # scales are float32 whatever the model's dtype
             self.weight_scale = scale.to(self.weight_scale.device)
-        if (self._stored.dim() == 1) != (self._stored.device.type == "cpu"):
+        if self._stored.device.type != device.type:
             self._stored = _stored_form(self.weight)
         return self
 
@@ -184,7 +185,8 @@ class Int8Linear(nn.Module):
 
 
 def _stored_form(weight: Tensor) -> Tensor:
-    if weight.device.type != "cpu":
+    readable = weight.shape[1] % CUDA_ROW == 0  # by CUDA kernels, as it is
+    if readable if on_cuda(weight) else weight.device.type != "cpu":
         return weight
     if needs_dispatcher(weight):
         packed: Tensor = torch_ops.pack_weight(weight)

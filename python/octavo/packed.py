@@ -6,34 +6,38 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import backends
 from .arrays import (
     Array,
     check_dtype,
     check_shape,
     contiguous,
     copy_contiguous,
+    element_strides,
     empty,
+    is_torch,
     kind_of,
     needs_dispatcher,
+    on_cuda,
     pointer,
+    to_host,
 )
-from .backends import _core
-from .quantization import reference_for, runs_native
+from .engines import Engine, native_for, reference_for
 
 MAX_K = 131_071  # 128 * 128 * K fits int32
 MAX_K_UNSIGNED = 65_793  # 255 * 128 * K fits int32: uint8 activations, or zero points
 
 LAYOUTS = ("dense", "bitmask", "block")  # by their codes in a header
 
-_MAGIC, _VERSION, _ANY_ISA, _HEADER_NBYTES = 0x5654434F, 1, 0, 64
+_MAGIC, _VERSION, _HEADER_NBYTES = 0x5654434F, 1, 64
+_ISAS = ("any CPU", "CUDA")  # by their codes in a header
 _ALIGNMENT = 64
 _ONES = np.array([bin(byte).count("1") for byte in range(256)], np.uint8)
 _SMALL = 1 << 16  # weights; below, calls cost more than what a sparse layout saves
 
 
 class Header(NamedTuple):
-    """What a packed buffer says of itself; stored: kept weights of "bitmask", tiles of "block", else 0."""
+    """What a packed buffer says of itself. layout: "rows" is CUDA's; stored: kept weights of "bitmask", tiles
+    of "block", else 0."""
 
     n: int
     k: int
@@ -44,8 +48,8 @@ class Header(NamedTuple):
 class PackedWeight:
     """An int8 weight [N, K], packed once for int_mm, int8_linear and scaled_int_mm; made by pack_weight.
 
-    shape: (N, K). layout: "dense", "bitmask" or "block". buffer: uint8, one-dimensional, 64-byte aligned, one
-        that every ISA reads.
+    shape: (N, K). layout: "dense", "bitmask" or "block"; always "dense" on a device. buffer: uint8,
+        one-dimensional, 64-byte aligned; on the CPU one that every ISA reads, on a device one for CUDA.
     scale: a float32 [N], or None if the weight is for int_mm only. Treat it as immutable. It pickles; loading
         checks the buffer.
     """
@@ -62,19 +66,22 @@ class PackedWeight:
     def __init__(self, buffer: Array, scale: Array | None = None) -> None:
         kind_of(buffer=buffer, scale=scale)
         header = read_header(buffer)
+        check_home(buffer, header)
         check_parts(buffer, header)
-        if not isinstance(buffer, np.ndarray):
+        if is_torch(buffer):
             buffer, scale = buffer.detach(), None if scale is None else scale.detach()
         buffer = aligned(buffer)
         scale = check_scale(scale, "scale", header.n)
-        self._fill(buffer, None if scale is None else scale.reshape(header.n), header[:2], header.layout)
+        layout = "dense" if header.layout == "rows" else header.layout
+        self._fill(buffer, None if scale is None else scale.reshape(header.n), header[:2], layout)
 
     @classmethod
     def from_buffer(cls, buffer: Array, scale: Array | None = None) -> PackedWeight:
         """The weight that a packed buffer (uint8) holds, with its float32 scale [N] or [N, 1] if it has one.
 
-        ValueError for a buffer that is not one, is damaged, or of another version or ISA. The buffer is used
-        as it is, and copied only where it is not contiguous and 64-byte aligned.
+        ValueError for a buffer that is not one, is damaged, of another version, or packed for the CPU and now
+        on a device, or the reverse. The buffer is used as it is, and copied only where it is not contiguous
+        and 64-byte aligned. On a device, the call waits for it.
         """
         return cls(buffer, scale)
 
@@ -124,7 +131,7 @@ class PackedWeight:
 def aligned(buffer: Array) -> Array:
     """The buffer, or a copy of it where it is not contiguous and 64-byte aligned as the kernels want it."""
     buffer = contiguous(buffer)
-    if not _address(buffer) % _ALIGNMENT or not (isinstance(buffer, np.ndarray) or buffer.is_cpu):
+    if not _address(buffer) % _ALIGNMENT:
         return buffer
     copy = _aligned_empty(buffer.shape[0], buffer)
     copy[:] = buffer
@@ -135,6 +142,8 @@ def _parts(n: int, k: int, layout: str, count: int) -> tuple[int, int, int, int]
     """Where the offsets, the index, the weights and the end of a packed weight are; see csrc/layouts.h."""
     rows, cols = padded(n, k)
     offsets = _HEADER_NBYTES + 4 * rows
+    if layout == "rows":
+        offsets += -offsets % 256 + 256
     if layout == "bitmask":
         index = offsets + _round_up(8 * (_pairs(rows) + 1))
         weights = index + _pairs(rows) * 4 * cols
@@ -171,19 +180,18 @@ def read_header(buffer: Array) -> Header:
         raise ValueError(
             f"buffer: expected one dimension of {_HEADER_NBYTES} or more bytes, got {tuple(buffer.shape)}"
         )
-    head = buffer[:40]
-    head = np.array(head if isinstance(head, np.ndarray) else head.detach().cpu().numpy())
+    head = np.array(to_host(buffer[:40]))
     magic, version, layout, isa = (int(v) for v in head[:16].view("<u4"))
     n, k, count = (int(v) for v in head[16:].view("<i8"))
     for name, want, got in (
         ("magic", _MAGIC, magic),
         ("version", _VERSION, version),
         ("layout", min(layout, len(LAYOUTS) - 1), layout),
-        ("ISA", _ANY_ISA, isa),
+        ("ISA", min(isa, len(_ISAS) - 1), isa),
     ):
         if got != want:
             raise ValueError(f"buffer: expected a packed weight with {name} {want:#x}, got {got:#x}")
-    header = Header(n, k, LAYOUTS[layout], count)
+    header = Header(n, k, "rows" if isa else LAYOUTS[layout], count)
     sane = n >= 0 and 0 <= k <= MAX_K and 0 <= count <= buffer.shape[0] and (count == 0 or layout > 0)
     if not sane or packed_nbytes(*header) != buffer.shape[0]:
         raise ValueError(f"buffer: expected as many bytes as {header} has, got {buffer.shape[0]}")
@@ -194,7 +202,7 @@ def check_parts(buffer: Array, header: Header) -> None:
     """ValueError where the offsets, masks or indices of a sparse layout would lead out of the buffer, or to
     weights beyond K."""
     n, k, layout, count = header
-    if layout == "dense":
+    if layout in ("dense", "rows"):
         return
     start, index, weights, _ = _parts(*header)
     rows, cols = padded(n, k)
@@ -221,7 +229,7 @@ def check_parts(buffer: Array, header: Header) -> None:
 
 
 def _bytes(part: Array) -> Any:
-    return np.ascontiguousarray(part if isinstance(part, np.ndarray) else part.detach().cpu().numpy())
+    return np.ascontiguousarray(to_host(part))
 
 
 def check_scale(scale: Array | None, name: str, n: int) -> Array | None:
@@ -248,43 +256,60 @@ def pack(weight: Array, layout: str) -> tuple[Array, str]:
     n, k = weight.shape
     if k > MAX_K:
         raise ValueError(f"weight: expected K <= {MAX_K}, for exact int32 sums, got {k}")
-    if not runs_native(weight):
+    engine = native_for(weight, "linear")
+    if on_cuda(weight):
+        if layout not in ("auto", "dense"):
+            raise ValueError(f"layout: expected 'auto' or 'dense' on a device, got {layout!r}")
+        if engine is None:
+            return reference_for(weight, "linear").pack_weight(weight, "rows"), "dense"
+        return _pack_rows(engine, weight), "dense"
+    if engine is None:
         layout = "dense" if layout == "auto" else layout
         return reference_for(weight).pack_weight(weight, layout), layout
-    if not isinstance(weight, np.ndarray):
+    if is_torch(weight):
         weight = weight.resolve_neg()
-    strides = weight.strides if isinstance(weight, np.ndarray) else weight.stride()
-    address, threads = pointer(weight), backends.get_num_threads()
+    kernels, where = engine
+    strides, address = element_strides(weight), pointer(weight)
     counts: Any = None
     if layout == "auto" and n * k < _SMALL:
         layout = "dense"
     if layout != "dense":
         rows = padded(n, k)[0]
         kept, tiles = np.empty(_pairs(rows), np.int64), np.empty(rows // 4, np.int64)
-        _core.count_weight(address, n, k, strides[0], strides[1], pointer(kept), pointer(tiles), threads)
+        kernels.count_weight(address, n, k, *strides, pointer(kept), pointer(tiles), *where)
         if layout == "auto":
-            layout = _fastest_layout(n, k, int(kept.sum()), int(tiles.sum()))
+            layout = _fastest_layout(n, k, int(kept.sum()), int(tiles.sum()), *kernels.sparse_pays())
         counts = {"dense": None, "bitmask": kept, "block": tiles}[layout]
     count = 0 if counts is None else int(counts.sum())
     buffer = _aligned_empty(packed_nbytes(n, k, layout, count), weight)
-    _core.pack_weight(
+    kernels.pack_weight(
         address,
         n,
         k,
-        strides[0],
-        strides[1],
+        *strides,
         LAYOUTS.index(layout),
         0 if counts is None else pointer(counts),
         pointer(buffer),
-        threads,
+        *where,
     )
     return buffer, layout
 
 
-def _fastest_layout(n: int, k: int, kept: int, tiles: int) -> str:
+def _pack_rows(engine: Engine, weight: Array) -> Array:
+    if is_torch(weight):
+        weight = weight.resolve_neg()
+    n, k = weight.shape
+    buffer = empty((packed_nbytes(n, k, "rows"),), "uint8", weight)
+    strides = element_strides(weight)
+    engine.kernels.pack_weight(
+        pointer(weight), n, k, *strides, pointer(buffer), buffer.shape[0], *engine.where
+    )
+    return buffer
+
+
+def _fastest_layout(n: int, k: int, kept: int, tiles: int, bitmask_pays: float, block_pays: float) -> str:
     """The layout with the fewest bytes among those that pay: the kernels say below which share of kept
     weights, or tiles, they beat the dense product with many rows and with few."""
-    bitmask_pays, block_pays = _core.sparse_pays()
     rows, cols = padded(n, k)
     nbytes = {"dense": packed_nbytes(n, k)}
     if kept < bitmask_pays * n * k:
@@ -301,13 +326,34 @@ def unpack_buffer(buffer: Array, n: int, k: int) -> Array:
     if header[:2] != (n, k):
         raise ValueError(f"buffer: expected a packed [{n}, {k}], got {list(header[:2])}")
     check_parts(buffer, header)
-    if not runs_native(buffer):
-        plain: Array = reference_for(buffer).unpack_weight(buffer, *header[:3])
+    if is_torch(buffer) and not _is_at_home(buffer, header):  # a module that moves
+        from .torch_reference import unpack_weight
+
+        return unpack_weight(buffer, *header[:3])
+    check_home(buffer, header)
+    engine = native_for(buffer, "linear")
+    if engine is None:
+        plain: Array = reference_for(buffer, "linear").unpack_weight(buffer, *header[:3])
         return plain
     buffer = contiguous(buffer)
     weight = empty((n, k), "int8", buffer)
-    _core.unpack_weight(pointer(buffer), buffer.shape[0], pointer(weight), backends.get_num_threads())
+    shape = (n, k) if on_cuda(buffer) else ()
+    engine.kernels.unpack_weight(pointer(buffer), buffer.shape[0], *shape, pointer(weight), *engine.where)
     return weight
+
+
+def _is_at_home(buffer: Array, header: Header) -> bool:
+    return (header.layout == "rows") == on_cuda(buffer)
+
+
+def check_home(buffer: Array, header: Header) -> None:
+    """ValueError where a buffer for the CPU is on a device, or the reverse."""
+    if not _is_at_home(buffer, header):
+        here = on_cuda(buffer)
+        raise ValueError(
+            f"buffer: expected one packed for ISA {here:d} ({_ISAS[here]}), where it is, got one for ISA "
+            f"{not here:d} ({_ISAS[not here]}); unpack a weight where it was packed, and pack it anew"
+        )
 
 
 def density(weight: Array) -> float:
@@ -317,16 +363,16 @@ def density(weight: Array) -> float:
         return 1.0
     if isinstance(weight, np.ndarray):
         return float(np.count_nonzero(weight)) / size
-    return int(weight.detach().count_nonzero()) / size
+    return int((weight != 0).sum()) / size
 
 
 def _address(x: Array) -> int:
-    return x.ctypes.data if isinstance(x, np.ndarray) else int(x.data_ptr())
+    return x.ctypes.data if isinstance(x, np.ndarray) else pointer(x)
 
 
 def _aligned_empty(nbytes: int, like: Array) -> Array:
     if not isinstance(like, np.ndarray):
-        return empty((nbytes,), "uint8", like)  # torch aligns to 64 bytes
+        return empty((nbytes,), "uint8", like)  # torch aligns to 64 bytes, on a device it and CuPy to 512
     raw = np.empty(nbytes + _ALIGNMENT, np.uint8)
     offset = -_address(raw) % _ALIGNMENT
     return raw[offset : offset + nbytes]

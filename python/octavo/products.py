@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from . import backends
 from .arrays import (
     DTYPE_CODES,
     Array,
@@ -20,14 +19,15 @@ from .arrays import (
     is_number,
     kind_of,
     needs_dispatcher,
+    on_cuda,
     pointer,
     store,
     writable_rows,
 )
-from .backends import _core
-from .linear import _check_epilogue, _operand, _out_dtype, _pack_operand
-from .packed import MAX_K, MAX_K_UNSIGNED, PackedWeight, pack_buffer, unpack_buffer
-from .quantization import Quantized, reference_for, runs_native
+from .engines import Engine, native_for, reference_for
+from .linear import _check_epilogue, _operand, _out_dtype, _pack_operand, as_operand
+from .packed import MAX_K, MAX_K_UNSIGNED, PackedWeight, unpack_buffer
+from .quantization import Quantized
 
 
 def int_mm(a: Array, b: Array | PackedWeight, *, out: Array | None = None) -> Array:
@@ -57,18 +57,18 @@ def _int_mm(a: Array, b: Array | PackedWeight, out: Array | None = None) -> Arra
         if b.ndim != 2:
             raise ValueError(f"b: expected two dimensions [K, N], got shape {tuple(b.shape)}")
         k, n = b.shape
-    _check_integers(a, k, None)
+    signed = _check_integers(a, k, None)[0] < 0
     if a.ndim != 2:
         raise ValueError(f"a: expected two dimensions [M, K], got shape {tuple(a.shape)}")
     if out is not None:
         inputs = {"a": a, "b": b.buffer if isinstance(b, PackedWeight) else b}
         check_out(out, "out", a, (a.shape[0], n), "int32", inputs)
-    if not runs_native(a):
-        result = reference_for(a).int_mm(a, b.unpack()[0].T if isinstance(b, PackedWeight) else b)
+    engine = native_for(a, "linear")
+    if engine is None:
+        result = reference_for(a, "linear").int_mm(a, b.unpack()[0].T if isinstance(b, PackedWeight) else b)
         return result if out is None else store(out, result)
-    return _native_product(
-        a, None, None, b.buffer if isinstance(b, PackedWeight) else pack_buffer(b.T), n, out
-    )
+    weight = b.buffer if isinstance(b, PackedWeight) else as_operand(b.T, not signed)
+    return _native_product(engine, a, None, None, weight, n, out)
 
 
 def scaled_int_mm(
@@ -87,7 +87,8 @@ def scaled_int_mm(
     a: int8 or uint8 [..., K]; a copy is made only where its leading dimensions don't collapse into one
         stride.
     a_scale: float32 of shape a.shape[:-1], or () or a Python number for all rows. a_zero_point: int32
-        likewise, within the range of a's dtype. weight, bias, activation, out: as for int8_linear.
+        likewise, within the range of a's dtype (not checked on a device, which a look at values would wait
+        for). weight, bias, activation, out: as for int8_linear.
     out_dtype: "float32", "float16", "bfloat16", or "int32": the sums themselves, without scale and bias.
     K <= 131,071, and 65,793 with uint8 activations or zero points, so that the sums fit int32.
     """
@@ -124,7 +125,8 @@ def _scaled_int_mm(
     out: Array | None = None,
 ) -> Array:
     """scaled_int_mm, without torch's dispatcher; weight: also a packed buffer or int8 [N, K], with scale."""
-    n, k, weight, weight_scale = _operand(weight, weight_scale)
+    kind_of(a=a)
+    n, k, weight, weight_scale = _operand(weight, weight_scale, a)
     kind_of(a=a, weight=weight, weight_scale=weight_scale, bias=bias)
     low, high = _check_integers(a, k, a_zero_point)
     inputs = {"a": a, "a_scale": a_scale, "weight": weight, "bias": bias, "a_zero_point": a_zero_point}
@@ -135,27 +137,30 @@ def _scaled_int_mm(
     activation_code, bias_code = _check_epilogue(n, weight_scale, bias, activation, name)
     if out is not None:
         check_out(out, "out", a, (*a.shape[:-1], n), name, {**inputs, "weight_scale": weight_scale})
-    if a_zero_point is not None and not ((a_zero_point >= low) & (a_zero_point <= high)).all():
+    checked = None if on_cuda(a) else a_zero_point
+    if checked is not None and not ((checked >= low) & (checked <= high)).all():
         raise ValueError(f"a_zero_point: expected values in [{low}, {high}], got others")
-    if not runs_native(a):
+    engine = native_for(a, "linear")
+    if engine is None:
         plain = unpack_buffer(weight, n, k) if weight.ndim == 1 else weight
-        result = reference_for(a).scaled_int_mm(
+        result = reference_for(a, "linear").scaled_int_mm(
             a, a_scale, plain, weight_scale, bias, a_zero_point, activation, name
         )
         return result if out is None else store(out, result)
-    buffer = weight if weight.ndim == 1 else pack_buffer(weight)
+    weight = as_operand(weight, low == 0 or a_zero_point is not None)
     if name == "int32":
-        return _native_product(a, None, a_zero_point, buffer, n, out)
+        return _native_product(engine, a, None, a_zero_point, weight, n, out)
     bias = None if bias is None else contiguous(bias)
     epilogue = (a_scale, weight_scale, bias, bias_code, activation_code, name)
-    return _native_product(a, epilogue, a_zero_point, buffer, n, out)
+    return _native_product(engine, a, epilogue, a_zero_point, weight, n, out)
 
 
 def _native_product(
+    engine: Engine,
     a: Array,
     epilogue: tuple[Array, Array, Array | None, int, int, str] | None,
     a_zero_point: Array | None,
-    buffer: Array,
+    weight: Array,
     n: int,
     out: Array | None,
 ) -> Array:
@@ -166,7 +171,7 @@ def _native_product(
         result, result_stride = empty((*a.shape[:-1], n), name, a), n
     else:
         result_stride, result = writable_rows(out, name)
-    _core.scaled_int_mm(
+    engine.kernels.scaled_int_mm(
         pointer(base),
         dtype_name(a.dtype) == "int8",
         rows,
@@ -176,8 +181,8 @@ def _native_product(
         col_stride,
         0 if a_scale is None else pointer(a_scale),
         0 if a_zero_point is None else pointer(a_zero_point),
-        pointer(buffer),
-        buffer.shape[0],
+        pointer(weight),
+        weight.nbytes,
         0 if weight_scale is None else pointer(weight_scale),
         0 if bias is None else pointer(bias),
         bias_code,
@@ -185,7 +190,7 @@ def _native_product(
         pointer(result),
         DTYPE_CODES[name],
         result_stride,
-        backends.get_num_threads(),
+        *engine.where,
     )
     return result if out is None else store(out, result)
 

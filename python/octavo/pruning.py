@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from . import backends
 from .arrays import (
     Array,
     byte_range,
@@ -21,16 +20,18 @@ from .arrays import (
     dtype_name,
     empty,
     float_code,
+    is_plain,
+    is_torch,
     kind_of,
     mark_written,
     needs_dispatcher,
-    plain_address,
+    on_cuda,
     pointer,
     store,
     writable,
 )
-from .backends import _core
-from .quantization import Quantized, _quantize, raise_nonfinite, reference_for, runs_native
+from .engines import Engine, native_for, reference_for
+from .quantization import Quantized, _quantize, raise_nonfinite
 
 _NONE_EQUAL = 2**62  # as keep_equal_from: of the elements equal to the threshold none stays
 _PATTERN = re.compile(r"(?:unstructured|row|column|block([1-9]\d*)x([1-9]\d*)|([1-9]\d*):([1-9]\d*))")
@@ -74,7 +75,7 @@ def prune_mask(
         [prod(shape[:-1]), shape[-1]] go, by the sum of their magnitudes (float64), which threshold and ratio
         compare too.
     nonfinite: NaN is kept and counts as the largest magnitude ("keep"), or NaN and Inf are a ValueError
-        ("raise").
+        ("raise"), for which a call on a device waits for it.
     out: bool array like w to fill, or one per array; one that is not C-contiguous costs a temporary.
     """
     if type(w) is not np.ndarray and needs_dispatcher(*_flat(w)):
@@ -143,11 +144,12 @@ def _masks(
         _check_outs(outs, out_names, ws, names, ["bool"] * len(ws))
     if not ws:
         return []
-    if not runs_native(ws[0]):
+    engine = _engine_for(ws[0])
+    if engine is None:
         found = _reference_masks(ws, chosen)
     else:
         found = _allocated(ws, outs, ["bool"] * len(ws))
-        _native([contiguous(w) for w in ws], found, None, chosen)
+        _native(engine, [contiguous(w) for w in ws], found, None, chosen)
     return found if outs is None else [store(out, mask) for out, mask in zip(outs, found, strict=True)]
 
 
@@ -190,64 +192,114 @@ def _allocated(ws: Sequence[Array], outs: Sequence[Array] | None, dtypes: list[s
     return [writable(out, dtype) for out, dtype in zip(outs, dtypes, strict=True)]
 
 
+_FAMILIES = ("select", "prune")
+
+
+def _engine_for(w: Array) -> Engine | None:
+    return native_for(w, *_FAMILIES)
+
+
+def _reference_for(w: Array) -> Any:
+    return reference_for(w, *_FAMILIES)
+
+
 def _reference_masks(ws: Sequence[Array], chosen: Selection) -> list[Array]:
     return list(
-        reference_for(ws[0]).prune_masks(ws, chosen.threshold, chosen.ratio, chosen.sparsity, chosen.pattern)
+        _reference_for(ws[0]).prune_masks(ws, chosen.threshold, chosen.ratio, chosen.sparsity, chosen.pattern)
     )
 
 
 def _native(
-    ws: list[Array], masks: list[Array] | None, pruned: list[Array] | None, chosen: Selection
+    engine: Engine, ws: list[Array], masks: list[Array] | None, pruned: list[Array] | None, chosen: Selection
 ) -> None:
     """Fills masks, pruned (which may be ws) or both; all arrays C-contiguous."""
-    threads = backends.get_num_threads()
     mask_at = [pointer(mask) for mask in masks] if masks is not None else [0] * len(ws)
     pruned_at = [pointer(each) for each in pruned] if pruned is not None else [0] * len(ws)
     segments = [(pointer(w), float_code(w, "w"), _size(w)) for w in ws]
     if ":" in chosen.pattern:
         n, m = chosen.units
         for (at, code, size), mask, each in zip(segments, mask_at, pruned_at, strict=True):
-            _core.prune_nm(at, code, size // m, n, m, mask, each, threads)
+            engine.kernels.prune_nm(at, code, size // m, n, m, mask, each, *engine.where)
     elif chosen.pattern != "unstructured":
-        _native_units(ws, mask_at, pruned_at, chosen)
+        _native_units(engine, ws, mask_at, pruned_at, chosen)
     else:
-        key, keep_equal_from = _select(segments, chosen, threads)
+        selected, _alive = _select(engine, ws[0], segments, chosen)
         written = [(*w, mask, each) for w, mask, each in zip(segments, mask_at, pruned_at, strict=True)]
-        _core.prune(written, key, keep_equal_from, threads)
+        engine.kernels.prune(written, *selected, *engine.where)
 
 
-def _select(segments: list[tuple[int, int, int]], chosen: Selection, threads: int) -> tuple[int, int]:
-    """(key, keep_equal_from): larger keys stay, and equal ones from that index of the whole list on."""
-    if chosen.sparsity is not None:
-        k = round(chosen.sparsity * sum(n for _, _, n in segments))
-        return _core.magnitude_select(segments, k, threads) if k else (0, 0)
-    if chosen.ratio is not None:
-        # exact in float64 and rounded once, as one float32 product is
-        limit = _from_bits(_f32_bits(chosen.ratio)) * _from_bits(_core.max_key(segments, threads))
-    else:
-        assert chosen.threshold is not None
-        limit = chosen.threshold
-    # a negative threshold keeps everything, even one that would round to 0 and prune the zeros
-    return (0, 0) if limit < 0 else (_f32_bits(limit), _NONE_EQUAL)
+def _select(
+    engine: Engine, w: Array, segments: list[tuple[int, int, int]], chosen: Selection
+) -> tuple[tuple[int, ...], Array]:
+    """What is kept, as the kernels take it, and the array that holds it on a device: larger keys, and equal
+    ones from an index of the whole list on. On a device it stays there: nothing waits."""
+    kernels, where = engine
+    device = on_cuda(w)
+    if chosen.threshold is not None:
+        return _by_value(chosen.threshold, device), None
+    k = 0 if chosen.sparsity is None else round(chosen.sparsity * sum(n for _, _, n in segments))
+    if chosen.sparsity is not None and not k:
+        return _by_value(-1.0, device), None
+    if device:
+        selection = empty((kernels.SELECTION_NBYTES,), "uint8", w)
+        if chosen.ratio is None:
+            kernels.magnitude_select_to(segments, k, pointer(selection), *where)
+        else:
+            kernels.ratio_select_to(segments, _f32_bits(chosen.ratio), pointer(selection), *where)
+        return (0, 0, pointer(selection)), selection
+    if chosen.ratio is None:
+        return kernels.magnitude_select(segments, k, *where), None
+    # exact in float64 and rounded once, as one float32 product is
+    limit = _from_bits(_f32_bits(chosen.ratio)) * _from_bits(kernels.max_key(segments, *where))
+    return _by_value(limit, device), None
 
 
-def _native_units(ws: list[Array], mask_at: list[int], pruned_at: list[int], chosen: Selection) -> None:
-    threads = backends.get_num_threads()
+def _by_value(limit: float, device: bool) -> tuple[int, ...]:
+    """The selection that keeps |w| > limit. A negative limit keeps everything, even one that would round to 0
+    and prune the zeros."""
+    selected = (0, 0) if limit < 0 else (_f32_bits(limit), _NONE_EQUAL)
+    return (*selected, 0) if device else selected
+
+
+def _native_units(
+    engine: Engine, ws: list[Array], mask_at: list[int], pruned_at: list[int], chosen: Selection
+) -> None:
+    kernels, where = engine
     grids = []
     for w in ws:
         (rows, cols), (r, c) = _shape_2d(w), _unit_shape(w, chosen)
-        scores = np.empty((rows // r if r else 0, cols // c if c else 0), np.float64)
-        if scores.size:
-            _core.unit_scores(pointer(w), float_code(w, "w"), rows, cols, r, c, pointer(scores), threads)
-        grids.append(scores)
-    keep = _keep_units(np.concatenate([g.reshape(-1) for g in grids]), chosen)
-    start = 0
-    for w, mask, each, grid in zip(ws, mask_at, pruned_at, grids, strict=True):
-        (rows, cols), (r, c) = _shape_2d(w), _unit_shape(w, chosen)
-        if grid.size:
-            units = pointer(keep[start : start + grid.size])
-            _core.prune_units(rows, cols, r, c, units, pointer(w), float_code(w, "w"), mask, each, threads)
-        start += grid.size
+        grids.append((rows, cols, r, c, rows // r * (cols // c) if r and c else 0))
+    count = sum(units for *_, units in grids)
+    if not count:
+        return
+    device = on_cuda(ws[0])
+    scores = empty((count,), "float64", ws[0]) if device else np.empty(count, np.float64)
+    at = pointer(scores)
+    for w, (rows, cols, r, c, units) in zip(ws, grids, strict=True):
+        if units:
+            kernels.unit_scores(pointer(w), float_code(w, "w"), rows, cols, r, c, at, *where)
+        at += units * scores.itemsize
+    keep = _keep_units_there(engine, scores, chosen) if device else _keep_units(scores, chosen)
+    at = pointer(keep)
+    for w, mask, each, (rows, cols, r, c, units) in zip(ws, mask_at, pruned_at, grids, strict=True):
+        if units:
+            kernels.prune_units(rows, cols, r, c, at, pointer(w), float_code(w, "w"), mask, each, *where)
+        at += units
+
+
+def _keep_units_there(engine: Engine, scores: Array, chosen: Selection) -> Array:
+    """_keep_units, on the device."""
+    kernels, where = engine
+    keep = empty(scores.shape, "bool", scores)
+    count = scores.shape[0]
+    if chosen.sparsity is not None:
+        k = round(chosen.sparsity * count)
+        kernels.unit_select(pointer(scores), count, k, pointer(keep), *where)
+    else:
+        is_ratio = chosen.ratio is not None
+        limit = chosen.ratio if is_ratio else chosen.threshold
+        kernels.unit_threshold(pointer(scores), count, limit, is_ratio, pointer(keep), *where)
+    return keep
 
 
 def _keep_units(scores: NDArray[np.float64], chosen: Selection) -> NDArray[np.bool_]:
@@ -272,7 +324,7 @@ def magnitude_threshold(w: Array | Sequence[Array], sparsity: float) -> float:
     """The k-th smallest |w| (as float32) with k = round(sparsity * n), half to even; 0.0 for k = 0.
 
     w: a float array, or a list or tuple of them taken as one; sparsity in [0, 1]. NaN counts as larger than
-    Inf. A contiguous copy is made of a w that is not C-contiguous.
+    Inf. A contiguous copy is made of a w that is not C-contiguous. On a device, the call waits for it.
     """
     ws = _flat(w)
     names = _names("w", ws, isinstance(w, list | tuple))
@@ -284,12 +336,13 @@ def magnitude_threshold(w: Array | Sequence[Array], sparsity: float) -> float:
     k = round(share * sum(_size(each) for each in ws))
     if not k:
         return 0.0
-    if not runs_native(ws[0]):
-        detached = ws if isinstance(ws[0], np.ndarray) else [each.detach() for each in ws]
-        return float(reference_for(ws[0]).magnitude_threshold(detached, share))
+    engine = native_for(ws[0], "select")
+    if engine is None:
+        detached = [each.detach() if is_torch(each) else each for each in ws]
+        return float(reference_for(ws[0], "select").magnitude_threshold(detached, share))
     ws = [contiguous(each) for each in ws]
     segments = [(pointer(each), code, _size(each)) for each, code in zip(ws, codes, strict=True)]
-    key, _ = _core.magnitude_select(segments, k, backends.get_num_threads())
+    key, _ = engine.kernels.magnitude_select(segments, k, *engine.where)
     return _from_bits(key)
 
 
@@ -306,10 +359,11 @@ def prune(w: Array | Sequence[Array], *, out: Array | Sequence[Array] | None = N
     if many and out is not None:
         _check_out_list(out, ws)
     outs: list[Array] | None = None if out is None else list(out) if many else [out]
-    if needs_dispatcher(*ws):
+    if needs_dispatcher(*ws, any_device=True):
         masks = _flat(prune_mask(w, **arguments))
-        # torch's own operation: it has a gradient and traces
-        results = [reference_for(each).apply_mask(each, mask) for each, mask in zip(ws, masks, strict=True)]
+        from .torch_reference import apply_mask  # torch's own operations: they have a gradient and trace
+
+        results = [apply_mask(each, mask) for each, mask in zip(ws, masks, strict=True)]
         if outs is not None:
             from .torch_library import _fill
 
@@ -338,12 +392,13 @@ def _pruned(
         _check_outs(outs, out_names, ws, names, dtypes)
     if not ws:
         return []
-    if not runs_native(ws[0]):
-        apply_mask = reference_for(ws[0]).apply_mask
+    engine = _engine_for(ws[0])
+    if engine is None:
+        apply_mask = _reference_for(ws[0]).apply_mask
         found = [apply_mask(w, mask) for w, mask in zip(ws, _reference_masks(ws, chosen), strict=True)]
     else:
         found = _allocated(ws, outs, dtypes)
-        _native([contiguous(w) for w in ws], None, found, chosen)
+        _native(engine, [contiguous(w) for w in ws], None, found, chosen)
     return found if outs is None else [store(out, each) for out, each in zip(outs, found, strict=True)]
 
 
@@ -361,11 +416,11 @@ def prune_(
     ws = [each.detach() if hasattr(each, "detach") else each for each in _flat(w)]
     names = _names("w", ws, many)
     for each, name in zip(ws, names, strict=True):
-        if isinstance(each, np.ndarray) or not needs_dispatcher(each):
+        if not needs_dispatcher(each, any_device=True):
             kind_of(**{name: each})
             float_code(each, name)
             check_out(each, name, each, each.shape, dtype_name(each.dtype), {})
-    if not needs_dispatcher(*ws):
+    if not needs_dispatcher(*ws, any_device=True):
         if many and out is not None:
             _check_out_list(out, ws)
         outs: list[Array] | None = None if out is None else list(out) if many else [out]
@@ -389,20 +444,21 @@ def _pruned_in_place(
     nonfinite: str = "keep",
 ) -> list[Array]:
     chosen = _selection(threshold, ratio, sparsity, pattern, nonfinite)
-    if not ws or not runs_native(ws[0]) or not all(plain_address(w, w) for w in ws) or _overlap(ws):
+    engine = _engine_for(ws[0]) if ws else None
+    if engine is None or not all(is_plain(w) for w in ws) or _overlap(ws):
         masks = _masks(ws, names, chosen, nonfinite, outs, out_names)
         for w, mask in zip(ws, masks, strict=True):
-            if isinstance(w, np.ndarray):
-                w[~mask] = 0
-            else:
+            if is_torch(w):
                 w.masked_fill_(~mask, 0)
+            else:
+                w[~mask] = 0
         return masks
     _check_weights(ws, names, chosen, nonfinite)
     dtypes = ["bool"] * len(ws)
     if outs is not None:
         _check_outs(outs, out_names, ws, names, dtypes)
     masks = _allocated(ws, outs, dtypes)
-    _native(ws, masks, ws, chosen)
+    _native(engine, ws, masks, ws, chosen)
     for w in ws:
         mark_written(w)
     return masks if outs is None else [store(out, mask) for out, mask in zip(outs, masks, strict=True)]
@@ -471,8 +527,10 @@ def _prune_quantize(
         kind_of(w=w, data=out[0], scale=out[1], mask=out[2])
         check_out(mask_out, "out[2]", w, w.shape, "bool", {"w": w, "out[0]": out[0], "out[1]": out[1]})
     chosen = _selection(threshold, ratio, sparsity, pattern, nonfinite)
-    if granularity == "row" and group_size is None and pattern == "unstructured" and runs_native(w):
-        return _prune_quantize_rows(w, chosen, nonfinite, out)
+    kind_of(w=w)
+    engine = _engine_for(w)
+    if granularity == "row" and group_size is None and pattern == "unstructured" and engine is not None:
+        return _prune_quantize_rows(engine, w, chosen, nonfinite, out)
     outs = None if mask_out is None else [mask_out]
     mask = _masks([w], ["w"], chosen, nonfinite, outs, ["out[2]"])[0]
     found = _quantize(w, granularity, group_size, out=quantized_out, mask=contiguous(mask))
@@ -480,7 +538,7 @@ def _prune_quantize(
 
 
 def _prune_quantize_rows(
-    w: Array, chosen: Selection, nonfinite: str, out: tuple[Array, Array, Array] | None
+    engine: Engine, w: Array, chosen: Selection, nonfinite: str, out: tuple[Array, Array, Array] | None
 ) -> tuple[Quantized, Array]:
     """The case that is worth a kernel: everything about a row is done while it is in the cache."""
     shapes: list[tuple[str, tuple[int, ...]]] = [
@@ -500,11 +558,11 @@ def _prune_quantize_rows(
             inputs[f"out[{i}]"] = out[i]
         written = [writable(each, dtype) for each, (dtype, _) in zip(out, shapes, strict=True)]
     data, scale, mask = written
-    base, threads, code = contiguous(w), backends.get_num_threads(), float_code(w, "w")
+    base, code = contiguous(w), float_code(w, "w")
     (rows, cols), at = _shape_2d(w), pointer(base)
-    key, keep_equal_from = _select([(at, code, _size(w))], chosen, threads)
-    _core.prune_quantize(
-        at, code, rows, cols, key, keep_equal_from, pointer(mask), pointer(data), pointer(scale), threads
+    selected, _alive = _select(engine, w, [(at, code, _size(w))], chosen)
+    engine.kernels.prune_quantize(
+        at, code, rows, cols, *selected, pointer(mask), pointer(data), pointer(scale), *engine.where
     )
     if out is not None:
         data, scale, mask = (store(each, found) for each, found in zip(out, written, strict=True))

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import backends
 from .arrays import (
     DTYPE_CODES,
     FLOATS,
@@ -26,11 +25,12 @@ from .arrays import (
     kind_of,
     native_dtype,
     needs_dispatcher,
+    on_cuda,
     pointer,
     store,
     writable_rows,
 )
-from .backends import _core
+from .engines import native_for, reference_for
 
 GRANULARITIES = ("row", "tensor", "group")
 
@@ -68,9 +68,10 @@ def quantize(
         False: values lie in [-128, 127], and zero_point is found too.
     scale, zero_point: given, they are used instead of found (static quantization): float32 and int32 of the
         shape above, or Python numbers where that is (). scale must be positive and finite with a finite
-        reciprocal.
+        reciprocal; on a device, where looking at values would wait for it, that is not checked.
     rounding: "nearest" (ties to even), or "stochastic", the same for the same seed (an int) everywhere.
-    nonfinite: "clamp": NaN becomes 0 (the zero point), Inf the end of the range; "raise": ValueError.
+    nonfinite: "clamp": NaN becomes 0 (the zero point), Inf the end of the range; "raise": ValueError, for
+        which a call on a device waits for it.
     out: an int8 array like x to fill with the data, or (data, scale) or (data, scale, zero_point), as a
         Quantized or a tuple. Rows of data that are not contiguous or don't collapse, and the other arrays
         where they are not contiguous, cost a temporary.
@@ -127,12 +128,12 @@ def _quantize(
         scale, zero_point = _static(x, scale_shape, symmetric, scale, zero_point)
     outs = _outs(x, scale_shape, symmetric, out, inputs)
 
-    if not runs_native(x):
+    engine = native_for(x, "quantize")
+    if engine is None:
+        reference = reference_for(x, "quantize")
         if mask is not None:
-            x = reference_for(x).apply_mask(x, mask)
-        found = reference_for(x).quantize(
-            x, granularity, group_size, symmetric, scale, zero_point, rounding, seed
-        )
+            x = reference.apply_mask(x, mask)
+        found = reference.quantize(x, granularity, group_size, symmetric, scale, zero_point, rounding, seed)
         if not isinstance(x, np.ndarray):
             return _store(outs, Quantized(*found))
         return _store(outs, Quantized(*(None if f is None else np.asarray(f) for f in found)))
@@ -145,7 +146,7 @@ def _quantize(
     if not given:
         scale = empty(scale_shape, "float32", x)
         zero_point = None if symmetric else empty(scale_shape, "int32", x)
-    _core.quantize(
+    engine.kernels.quantize(
         pointer(base),
         code,
         rows,
@@ -162,34 +163,18 @@ def _quantize(
         given,
         rounding == "stochastic",
         (seed or 0) & (2**64 - 1),
-        backends.get_num_threads(),
+        *engine.where,
     )
     return _store(outs, Quantized(data, scale, zero_point))
 
 
-def runs_native(x: Array) -> bool:
-    return backends.native and (isinstance(x, np.ndarray) or x.is_cpu)
-
-
-def reference_for(x: Array) -> Any:
-    """The module that defines the operations for arrays like x."""
-    if isinstance(x, np.ndarray):
-        from . import reference
-
-        return reference
-    from . import torch_reference
-
-    if not x.is_cpu:
-        backends.warn_cuda_reference()
-    return torch_reference
-
-
 def raise_nonfinite(x: Array, name: str) -> None:
     """ValueError with the count and the first index if x, taken as float32, has a NaN or an Inf."""
-    if runs_native(x):
+    engine = native_for(x, "quantize")
+    if engine is not None:
         rows, cols, row_stride, col_stride, base = as_rows(x)
-        count, first = _core.count_nonfinite(
-            pointer(base), float_code(x, name), rows, cols, row_stride, col_stride, backends.get_num_threads()
+        count, first = engine.kernels.count_nonfinite(
+            pointer(base), float_code(x, name), rows, cols, row_stride, col_stride, *engine.where
         )
     elif isinstance(x, np.ndarray):
         with np.errstate(over="ignore"):
@@ -245,7 +230,7 @@ def _static(
     scale: Any,
     zero_point: Any,
 ) -> tuple[Array, Array | None]:
-    """Contiguous copies of a given scale and zero_point."""
+    """Contiguous copies of a given scale and zero_point, with their values checked on the CPU."""
     if scale is None:
         raise ValueError("scale: expected a scale with a given zero_point, got None")
     if symmetric and zero_point is not None:
@@ -253,14 +238,16 @@ def _static(
     if not symmetric and zero_point is None:
         raise ValueError("zero_point: expected a zero point with symmetric=False and a given scale, got None")
     scale = _parameter(scale, "scale", "float32", shape, x)
+    if zero_point is not None:
+        zero_point = _parameter(zero_point, "zero_point", "int32", shape, x)
+    if on_cuda(x):
+        return scale, zero_point
     bits = scale.view(native_dtype("int32", scale))
     # On the bits, because the caller may flush denormals: 1 / 2^-128 is Inf, the next reciprocal is finite.
     if not ((bits > 0x00200000) & (bits < 0x7F800000)).all():
         raise ValueError("scale: expected positive finite values with finite reciprocals, got others")
-    if zero_point is not None:
-        zero_point = _parameter(zero_point, "zero_point", "int32", shape, x)
-        if not ((zero_point >= -128) & (zero_point <= 127)).all():
-            raise ValueError("zero_point: expected values in [-128, 127], got others")
+    if zero_point is not None and not ((zero_point >= -128) & (zero_point <= 127)).all():
+        raise ValueError("zero_point: expected values in [-128, 127], got others")
     return scale, zero_point
 
 
@@ -373,8 +360,9 @@ def _dequantize(
     if out is not None:
         inputs = {"data": data, "scale": scale, "zero_point": zero_point}
         check_out(out, "out", data, data.shape, name, inputs)
-    if not runs_native(data):
-        result = reference_for(data).dequantize(data, scale, zero_point, name)
+    engine = native_for(data, "quantize")
+    if engine is None:
+        result = reference_for(data, "quantize").dequantize(data, scale, zero_point, name)
         return store(out, result) if out is not None else result
 
     rows, cols, row_stride, col_stride, base = as_rows(data)
@@ -383,7 +371,7 @@ def _dequantize(
     else:
         result_stride, result = writable_rows(out, name)
     scale = contiguous(scale)
-    _core.dequantize(
+    engine.kernels.dequantize(
         pointer(base),
         rows,
         groups,
@@ -396,7 +384,7 @@ def _dequantize(
         pointer(result),
         DTYPE_CODES[name],
         result_stride,
-        backends.get_num_threads(),
+        *engine.where,
     )
     return store(out, result) if out is not None else result
 

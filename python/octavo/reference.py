@@ -381,6 +381,15 @@ def apply_mask(w: Array, mask: Array) -> Array:
     return np.where(mask, w, np.zeros((), w.dtype))
 
 
+def pack_mask(mask: Array) -> Array:
+    """bool [..., K] -> uint8 [..., ceil(K / 8)], the first element in the lowest bit."""
+    return np.packbits(mask, axis=-1, bitorder="little")
+
+
+def unpack_mask(bits: Array, shape: tuple[int, ...]) -> Array:
+    return np.unpackbits(bits, axis=-1, count=shape[-1], bitorder="little").view(np.bool_)
+
+
 def unit_shape(shape: tuple[int, ...], pattern: str) -> tuple[int, int]:
     """Rows and columns of one unit ("row", "column", "block4x16") in the 2-D view of a tensor."""
     rows, cols = _shape_2d(shape)

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from . import backends
-from .arrays import FLOATS, check_dtype, is_array
+from .arrays import FLOATS, Array, check_dtype, is_array, on_cuda
 from .backends import Explanation
+from .engines import native_for, why_reference_for
 from .linear import pack_weight
 from .packed import MAX_K, PackedWeight, density
 
@@ -50,16 +51,8 @@ def _module_rows(model: Any) -> list[Explanation]:
                 rows.append(_packed_row(name, PackedWeight(stored, scale), "Int8Linear"))
             else:
                 nbytes = stored.nbytes + scale.nbytes
-                rows.append(
-                    _int8_row(
-                        name,
-                        (module.out_features, module.in_features),
-                        density(stored),
-                        nbytes,
-                        None,
-                        "Int8Linear",
-                    )
-                )
+                shape = (module.out_features, module.in_features)
+                rows.append(_int8_row(name, stored, shape, density(stored), nbytes, "plain", "Int8Linear"))
         elif isinstance(module, torch.nn.Linear):
             w = module.weight
             dtype = str(w.dtype).removeprefix("torch.")
@@ -72,17 +65,16 @@ def _module_rows(model: Any) -> list[Explanation]:
 
 
 def _packed_row(name: str, weight: PackedWeight, state: str) -> Explanation:
-    on_cpu = isinstance(weight.buffer, np.ndarray) or weight.buffer.is_cpu
-    layout = weight.layout if on_cpu else None
-    return _int8_row(name, weight.shape, weight.density, weight.nbytes, layout, state)
+    return _int8_row(name, weight.buffer, weight.shape, weight.density, weight.nbytes, weight.layout, state)
 
 
 def _int8_row(
-    name: str, shape: tuple[int, int], share: float, nbytes: int, layout: str | None, state: str
+    name: str, stored: Array, shape: tuple[int, int], share: float, nbytes: int, layout: str, state: str
 ) -> Explanation:
-    """layout: None on a device."""
-    if layout is None:
-        kernel, why = "torch reference", "the weight is on a device, and this build has no CUDA kernels"
+    if on_cuda(stored):
+        kernel, why = _on_device(stored)
+    elif not isinstance(stored, np.ndarray) and not stored.is_cpu:
+        kernel, why = "torch reference", f"there are no kernels for the device {stored.device}"
     else:
         kernel, why = "reference", backends.reason()
         if backends.native:
@@ -91,7 +83,18 @@ def _int8_row(
             if isa in _FEW_ROWS_RUN_ON:
                 kernel += f" ({_FEW_ROWS_RUN_ON[isa]} up to {_FEW_ROWS} rows)"
             why += "; " + _why_layout(layout, share)
-    return Explanation(name, shape, kernel, layout or "plain", share, nbytes, f"{state}: {why}")
+    return Explanation(name, shape, kernel, layout, share, nbytes, f"{state}: {why}")
+
+
+def _on_device(stored: Array) -> tuple[str, str]:
+    """(kernel, why) of a weight on a device."""
+    engine = native_for(stored, "linear")
+    if engine is None:
+        return "torch reference", f"the weight is on a device, and {why_reference_for(stored, 'linear')}"
+    kernels, ((device, *_),) = engine
+    proven = kernels.kernels()["linear"]
+    why = "proven on a GPU" if proven else "unproven on a GPU, and run by OCTAVO_CUDA_UNPROVEN=1"
+    return f"int8_linear cuda sm_{kernels.capability(device)}", why
 
 
 def _why_layout(layout: str, share: float) -> str:

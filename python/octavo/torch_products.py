@@ -37,7 +37,9 @@ def int_mm(a: Tensor, b: Tensor | PackedWeight, *, out: Tensor | None = None) ->
 
 def _pack_weight_fake(weight: Tensor, layout: str = "dense") -> Tensor:
     dense = layout == "dense"  # the size of the others depends on the values
-    size = packed_nbytes(*weight.shape) if dense else torch.library.get_ctx().new_dynamic_size()
+    n, k = weight.shape
+    form = "rows" if weight.is_cuda else "dense"
+    size = packed_nbytes(n, k, form) if dense else torch.library.get_ctx().new_dynamic_size()
     return weight.new_empty((size,), dtype=torch.uint8)
 
 

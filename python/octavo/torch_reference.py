@@ -1,4 +1,4 @@
-"""Every op in PyTorch, on any device: what CUDA tensors run until a native CUDA backend is built.
+"""Every op in PyTorch, on any device: what CUDA tensors run where there are no kernels for them.
 
 Same names, arguments and bits as `octavo.reference` (NumPy), which is the page to read first.
 """
@@ -317,14 +317,17 @@ def _expand(keep: Tensor, w: Tensor, unit_rows: int, unit_cols: int) -> Tensor:
 
 
 def pack_weight(weight: Tensor, layout: str = "dense") -> Tensor:
-    """int8 [N, K] -> uint8, the bytes of `octavo.reference.pack_weight`."""
+    """int8 [N, K] -> uint8, the bytes of `octavo.reference.pack_weight`, or with "rows" those for CUDA."""
     n, k = weight.shape
     device = weight.device
     padded = torch.nn.functional.pad(weight, (0, -k % 64, 0, -n % 16))
     rows, cols = padded.shape
     colsum = padded.sum(dim=1, dtype=torch.int32)
     count, parts = 0, [colsum]
-    if layout == "block":
+    if layout == "rows":
+        gap = torch.zeros(_gap(rows), dtype=torch.int8, device=device)
+        parts += [gap, padded]
+    elif layout == "block":
         tiles = padded.reshape(rows // 4, 4, cols // 16, 16).transpose(1, 2)
         kept = (tiles != 0).any(-1).any(-1)
         index = kept.nonzero()[:, 1].to(torch.int16)
@@ -345,10 +348,15 @@ def pack_weight(weight: Tensor, layout: str = "dense") -> Tensor:
             parts += [_offsets(kept), masks, lines[kept], torch.zeros(64, dtype=torch.int8, device=device)]
         else:
             parts.append(lines)
-    code = ("dense", "bitmask", "block").index(layout)
-    words = [0x5654434F, 1, code, 0, n, 0, k, 0, count % 2**32, count // 2**32, *[0] * 6]
+    code, isa = (0, 1) if layout == "rows" else (("dense", "bitmask", "block").index(layout), 0)
+    words = [0x5654434F, 1, code, isa, n, 0, k, 0, count % 2**32, count // 2**32, *[0] * 6]
     header = torch.tensor(words, dtype=torch.int64, device=device).to(torch.int32)
     return torch.cat([_padded_bytes(part) for part in (header, *parts)])
+
+
+def _gap(rows: int) -> int:
+    """The zeros between the sums and the rows for CUDA, which begin at a multiple of 256 bytes."""
+    return -(64 + 4 * rows) % 256 + 256
 
 
 def _offsets(kept: Tensor) -> Tensor:
@@ -370,6 +378,10 @@ def unpack_weight(packed: Tensor, n: int, k: int, layout: str) -> Tensor:
         start, at = at, at + nbytes + -nbytes % 64
         return packed[start : start + nbytes].view(dtype)
 
+    if layout == "rows":
+        part(_gap(rows), torch.int8)
+        weight = part(rows * cols, torch.int8).reshape(rows, cols)[:n, :k]
+        return weight.clone(memory_format=torch.contiguous_format)
     count = int(packed[32:40].view(torch.int64))
     if layout == "block":
         offsets = part(8 * (rows // 4 + 1), torch.int64)
@@ -395,6 +407,17 @@ def unpack_weight(packed: Tensor, n: int, k: int, layout: str) -> Tensor:
 
 def apply_mask(w: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, w, torch.zeros((), dtype=w.dtype, device=w.device)).contiguous()
+
+
+def pack_mask(mask: Tensor) -> Tensor:
+    bits = torch.nn.functional.pad(mask.to(torch.uint8), (0, -mask.shape[-1] % 8))
+    bits = bits.reshape(*mask.shape[:-1], bits.shape[-1] // 8, 8)
+    return (bits << torch.arange(8, dtype=torch.uint8, device=mask.device)).sum(-1, dtype=torch.uint8)
+
+
+def unpack_mask(bits: Tensor, shape: tuple[int, ...]) -> Tensor:
+    each = (bits.unsqueeze(-1) >> torch.arange(8, dtype=torch.uint8, device=bits.device)) & 1
+    return each.reshape(*shape[:-1], 8 * bits.shape[-1])[..., : shape[-1]].to(torch.bool)
 
 
 def _dtype(name: str) -> torch.dtype:
