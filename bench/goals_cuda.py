@@ -42,8 +42,9 @@ def ours(name: str, build: Callable[..., Contender], *arguments: Any) -> Contend
 
 def require_kernels() -> None:
     """Without them octavo would run its torch reference, which is nobody's number."""
-    if not octavo.backends.CUDA_BUILT:
-        raise RuntimeError("octavo has no CUDA kernels here: octavo.show_config() says why")
+    why_not = octavo.backends.why_not_cuda(torch.cuda.current_device(), ())
+    if why_not:
+        raise RuntimeError(why_not)
 
 
 # ---- G1 to G6: products
@@ -77,19 +78,17 @@ def compare(got: Any, wanted: Any, gelu: bool) -> Parity:
 def check_rows(s: Operands, gelu: bool) -> Parity:
     """Some rows to the bit: those of the reference, or with an activation those of the CPU's kernels."""
     rows = torch.linspace(0, s.a.shape[0] - 1, min(8, s.a.shape[0])).long().unique()
-    a, a_scale, weight, weight_scale = (
-        t.cpu() for t in (s.a[rows.to(s.a.device)], s.a_scale[rows.to(s.a.device)], s.weight, s.weight_scale)
-    )
+    a, a_scale, out = (t.cpu()[rows] for t in (s.a, s.a_scale, s.out))
     with octavo.use_backend("auto" if gelu else "reference"):
         wanted = octavo.scaled_int_mm(
             a,
             a_scale,
-            octavo.pack_weight(weight, weight_scale),
+            octavo.pack_weight(s.weight.cpu(), s.weight_scale.cpu()),
             None if s.bias is None else s.bias.cpu(),
             activation="gelu" if gelu else None,
             out_dtype="bfloat16",
         )
-    return check_same(s.out[rows.to(s.out.device)].cpu(), wanted)
+    return check_same(out, wanted)
 
 
 def linear_contender(name: str, p: Product, make: Callable[..., Contender]) -> Contender:
@@ -160,10 +159,7 @@ def quantize_goal(shape: Shape, *bounds: Bound, quick: bool) -> Goal:
     def contenders() -> list[Contender]:
         count = gpu.turns(moved)
         xs = [gpu.gaussian(rows, cols, i) for i in range(count)]
-        outs = [
-            (torch.empty_like(x, dtype=torch.int8), torch.empty(rows, dtype=torch.float32, device="cuda"))
-            for x in xs
-        ]
+        outs = [(torch.empty_like(x, dtype=torch.int8), gpu.empty(torch.float32, rows)) for x in xs]
         wanted = gpu.quantized(xs[0])
 
         def kernel(name: str) -> Contender:
@@ -230,7 +226,7 @@ def pack_goal(shape: Shape, *bounds: Bound) -> Goal:
         outs = [
             (
                 torch.empty_like(w, dtype=torch.int8),
-                torch.empty(rows, dtype=torch.float32, device="cuda"),
+                gpu.empty(torch.float32, rows),
                 torch.empty_like(w, dtype=torch.bool),
             )
             for w in ws
@@ -275,7 +271,7 @@ def shapes_goal(quick: bool) -> Goal:
             (gpu.quantized(gpu.gaussian(m, k, 1))[0], gpu.quantized(gpu.gaussian(n, k, 2))[0])
             for n, k in operands
         ]
-        out = torch.empty(m, n, dtype=torch.int32, device="cuda")
+        out = gpu.empty(torch.int32, m, n)
 
         def kernel(name: str) -> Contender:
             packed = octavo.pack_weight(data[0][1])
@@ -307,7 +303,7 @@ def exact_sums(a: Any, b: Any) -> Any:
 
 def refused(name: str, operands: tuple[Any, Any]) -> Contender:
     a, b = operands
-    out = torch.empty(a.shape[0], b.shape[0], dtype=torch.int32, device=a.device)
+    out = gpu.empty(torch.int32, a.shape[0], b.shape[0])
     call = lambda i: torch._int_mm(a, b.t(), out=out)  # noqa: E731
     return gpu.contender(name, call, [out], lambda: check_same(out, exact_sums(a, b)), 1)
 

@@ -1,8 +1,8 @@
 """The peers of bench_cuda.py: what users of a GPU string together today.
 
 cuBLASLt's int8 product is the one behind torch._int_mm; it has no epilogue for the scales of rows and
-columns, so a compiled kernel of torch follows it. torch._int_mm refuses up to 16 rows: there the peers get 32,
-padded before the clock runs.
+columns, so a compiled kernel of torch follows it. torch._int_mm refuses up to 16 rows: there the peers get
+32, padded before the clock runs.
 """
 
 from __future__ import annotations
@@ -62,13 +62,13 @@ class Product:
         return [operands.out for operands in self.sets]
 
 
-def make_product(m: int, n: int, k: int, gelu: bool, count: int, device: str = "cuda") -> Product:
+def make_product(m: int, n: int, k: int, gelu: bool, count: int) -> Product:
     """Quantized Gaussians, other ones in every set; a bias comes with the activation."""
 
     def operands(i: int) -> Operands:
-        x, w = (gpu.gaussian(rows, k, 2 * i + j, device) for j, rows in enumerate((m, n)))
-        bias = gpu.gaussian(1, n, 2 * i + 1000, device)[0] if gelu else None
-        out = torch.empty(m, n, dtype=torch.bfloat16, device=device)
+        x, w = (gpu.gaussian(rows, k, 2 * i + j) for j, rows in enumerate((m, n)))
+        bias = gpu.gaussian(1, n, 2 * i + 1000)[0] if gelu else None
+        out = gpu.empty(torch.bfloat16, m, n)
         return Operands(x, *gpu.quantized(x), *gpu.quantized(w / k**0.5), bias, out)
 
     return Product(m, n, k, gelu, [operands(i) for i in range(count)])
@@ -156,7 +156,7 @@ def product_contender(
 def int_mm(name: str, p: Product, make: Callable[..., Contender]) -> Contender:
     epilogue = compiled(dequantize)
     ready = {id(s): (padded(s.a), s.weight.t()) for s in p.sets}
-    acc = torch.empty(max(LEAST_ROWS, p.m), p.n, dtype=torch.int32, device=p.at(0).a.device)
+    acc = gpu.empty(torch.int32, max(LEAST_ROWS, p.m), p.n)
 
     def call(s: Operands) -> None:
         torch._int_mm(*ready[id(s)], out=acc)
