@@ -1,6 +1,7 @@
 # Every target sets up what it needs in .venv: nothing but python3, pip and a C++ compiler has to be there.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+CUPY ?= cupy-cuda13x
 WERROR ?= OFF
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,13 +10,13 @@ QUIET := $(shell [ -t 2 ] || echo --quiet)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install $(QUIET)
 
 SOURCES := pyproject.toml CMakeLists.txt \
-  $(shell find python csrc -name '*.py' -o -name '*.pyi' -o -name '*.h' -o -name '*.inl' -o -name '*.cpp')
-CPP_FILES = $(shell find csrc tests/cpp -name '*.h' -o -name '*.inl' -o -name '*.cpp')
+  $(shell find python csrc -name '*.py' -o -name '*.pyi' -o -name '*.h' -o -name '*.inl' -o -name '*.cpp' -o -name '*.cu*')
+CPP_FILES = $(shell find csrc tests/cpp tests/cuda -name '*.h' -o -name '*.inl' -o -name '*.cpp' -o -name '*.cu*')
 # The build directory is kept: an edit compiles only what it touches.
 INSTALL := $(PIP) --no-build-isolation --config-settings=build-dir=build/{wheel_tag}
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-cpp test-arm lint format bench demo clean
+.PHONY: help build test test-cpp test-arm cuda test-cuda gpu lint format bench demo clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -36,6 +37,20 @@ test-cpp: $(VENV)/.dev  ## only the kernels under ASan and UBSan
 
 test-arm: $(VENV)/.tools  ## the kernels for aarch64, cross-compiled and run on emulated processors
 	@PATH="$(CURDIR)/$(BIN):$$PATH" WERROR=$(WERROR) sh tests/cpp/test_arm.sh
+
+cuda: $(VENV)/.tools  ## the CUDA module, compiled and held to its table of registers: needs nvcc, no GPU
+	@$(BIN)/cmake -S . -B build/cuda -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
+	  -DOCTAVO_CUDA=ON -DCMAKE_BUILD_TYPE=Release --log-level=WARNING \
+	  -DCMAKE_CUDA_COMPILER_LAUNCHER=$(CURDIR)/tests/cuda/keep_report.sh \
+	  -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir)
+	@$(BIN)/cmake --build build/cuda --target _cuda
+	$(BIN)/python tests/cuda/check_resources.py build/cuda
+
+test-cuda: $(VENV)/.cuda  ## the tests on a GPU: without one they fail
+	OCTAVO_TEST_CUDA=1 OCTAVO_CUDA_UNPROVEN=1 $(BIN)/python -m pytest tests/test_cuda.py $(TEST_ARGS)
+
+gpu:  ## build, tests, sanitizers and benchmark on a machine with a GPU, without a network, into build/gpu
+	sh tests/cuda/run_gpu.sh build/gpu
 
 lint: $(VENV)/.dev  ## ruff, mypy --strict, clang-format
 	$(BIN)/ruff check .
@@ -72,6 +87,11 @@ $(VENV)/.dev: $(VENV)/.tools $(SOURCES)
 $(VENV)/.bench: $(VENV)/.tools $(SOURCES)
 	@echo "building octavo, with the benchmarks' peers"
 	@$(INSTALL) '.[bench]'
+	@touch $@
+
+$(VENV)/.cuda: $(VENV)/.dev
+	@echo "building octavo with its CUDA kernels"
+	@$(INSTALL) --config-settings=cmake.define.OCTAVO_CUDA=ON '.[dev,torch]' '$(CUPY)'
 	@touch $@
 
 # The model's package asks for a whole framework to load it; the demo needs only the files in it.
