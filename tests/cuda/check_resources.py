@@ -119,7 +119,7 @@ def compiler_of(text: str) -> str:
 
 
 def complaints(found: Table, pinned: Table, same_compiler: bool) -> list[str]:
-    """What is not as the table says. Another compiler allocates otherwise: only the names are compared then."""
+    """What is not as the table says. Of another compiler only the names are compared."""
     said = [f"{show(key)}: not in the table" for key in sorted(found.keys() - pinned.keys())]
     said += [f"{show(key)}: in the table, but not compiled" for key in sorted(pinned.keys() - found.keys())]
     for key in sorted(found):
