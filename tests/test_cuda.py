@@ -23,6 +23,9 @@ from strategies import BF16, FLOATS, assert_same, cast, fill, to_numpy, to_torch
 
 torch = pytest.importorskip("torch")
 
+# Of warnings only octavo's own are errors: torch and CuPy warn of much on a device.
+pytestmark = pytest.mark.filterwarnings("default", "error:octavo")
+
 DEVICE = "cuda"
 REQUIRED = os.environ.get("OCTAVO_TEST_CUDA") == "1"
 FAMILIES = ("quantize", "norm", "select", "prune", "linear")
@@ -206,7 +209,7 @@ def test_norms(cols, dtype):
 
 
 def test_half_of_a_large_tensor():
-    """Every digit of the radix selection, many ties, several blocks; and a list, in whose order ties break."""
+    """Every digit of the radix selection, many ties, several blocks; and a list, in whose order ties go."""
     for dtype in ("float32", "bfloat16", "float16"):
         w = floats(1500, 1001, dtype=dtype, seed=3)
         for sparsity in (0.0, 0.001, 0.5, 0.9, 1.0):
@@ -431,6 +434,7 @@ def test_compiled_without_a_break(name):
     call = WORK[name]
     x, weight = operands(1)
     packed, packed_there = octavo.pack_weight(weight), octavo.pack_weight(there(weight))
+    torch._dynamo.reset()  # torch compiles one function for a few shapes or closures only
     compiled = torch.compile(lambda x: call(x, packed_there), fullgraph=True)
     assert_equal(compiled(there(x)), call(x, packed))
 
