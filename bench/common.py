@@ -20,8 +20,16 @@ from typing import Any
 
 import numpy as np
 
-from machine import Clock, Limits, Rates, host_line, lost_shares, optional
+from machine import Clock, Limits, Prober, Rates, host_line, lost_shares, optional
 
+UNITS = {"GOP/s": 1e9, "GB/s": 1e9, "TOPS": 1e12, "TB/s": 1e12}
+LIMIT_UNITS = {
+    "peak": "GOP/s",
+    "read": "GB/s",
+    "copy": "GB/s",
+    "int8 GEMM": "TOPS",  # this and the next: of a GPU
+    "device copy": "TB/s",
+}
 MAX_LOST = 0.05
 MAX_DRIFT = 0.20
 RESULT_SAMPLES = 15
@@ -54,8 +62,8 @@ class Case:
     id: str
     label: str
     work: float  # operations or bytes of one unit
-    unit: str  # "GOP/s" or "GB/s"
-    limit: str  # "peak", "read" or "copy"
+    unit: str  # one of UNITS
+    limit: str  # one of LIMIT_UNITS
     contenders: Callable[[], Sequence[Contender]]  # built when the case runs, freed after it
     operations: float = 0.0  # of one unit; and bytes to and from memory: its place under the roofline
     traffic: float = 0.0
@@ -71,6 +79,7 @@ class Settings:
     warmup_calls: int = 2
     repeats: int = 2  # further attempts at a noisy case
     probes: int = 3  # of each limit, before and after; the best counts
+    longest_s: float | None = None  # a contender that was timed for that long takes no further samples
     quick: bool = False
 
 
@@ -187,6 +196,7 @@ class Runner:
         assert contender.call is not None
         self.contender, self.clock, self.calls, self.index = contender, clock, 1, 0
         self.call = contender.call
+        self.timed_s, self.longest_s = 0.0, settings.longest_s
         clock.settle()
         per_call, end, done = math.inf, clock.now() + settings.warmup_s, 0
         while done < settings.warmup_calls or clock.now() < end:
@@ -201,10 +211,14 @@ class Runner:
             call(i)
         return self.clock.now() - start
 
-    def sample(self) -> float:
+    def sample(self) -> float | None:
+        if self.longest_s is not None and self.timed_s > self.longest_s:
+            return None
         self.clock.settle()
         self._time(max(1, self.calls // 8))  # untimed: wakes this side's workers
-        return self._time(self.calls) / (self.calls * self.contender.units)
+        seconds = self._time(self.calls)
+        self.timed_s += seconds
+        return seconds / (self.calls * self.contender.units)
 
 
 @contextmanager
@@ -226,7 +240,9 @@ def interleave(
     with no_gc():
         for _ in range(samples):
             for runner, seconds in zip(runners, taken, strict=True):
-                seconds.append(runner.sample())
+                sample = runner.sample()
+                if sample is not None:
+                    seconds.append(sample)
             value = limit()
             if value is not None:
                 limits.append(value)
@@ -264,7 +280,7 @@ def admit(contender: Contender) -> Row:
 
 
 def run_case(
-    case: Case, limits: Limits, settings: Settings, clock: Clock, tick: Callable[[], object] = lambda: None
+    case: Case, limits: Prober, settings: Settings, clock: Clock, tick: Callable[[], object] = lambda: None
 ) -> Result:
     contenders = list(case.contenders())
     rows = [admit(c) for c in contenders]
@@ -299,7 +315,7 @@ def run_case(
     result.attempts = len(tries)
     for (contender, row), seconds in zip(timed, taken, strict=True):
         row.seconds, row.time = seconds, spread(seconds)
-        row.rate = (contender.work or case.work) / row.time.median / 1e9
+        row.rate = (contender.work or case.work) / row.time.median / UNITS[case.unit]
         row.of_limit = row.rate / result.limit.median if result.limit else None
     peers = [row.time.median for row in rows if row.time is not None and not row.ours]
     for row in rows:
@@ -318,9 +334,14 @@ def show_time(seconds: float) -> str:
     return f"{seconds * 1e6:.1f} us"
 
 
+def show_rate(rate: float) -> str:
+    return f"{rate:,.1f}" if rate >= 10 else f"{rate:.2f}"
+
+
 def show_limits(values: Rates) -> str:
-    units = {"peak": "GOP/s", "read": "GB/s", "copy": "GB/s"}
-    return ", ".join(f"{n} {'-' if v is None else f'{v:,.1f} {units[n]}'}" for n, v in values.items())
+    return ", ".join(
+        f"{n} {'-' if v is None else f'{show_rate(v)} {LIMIT_UNITS[n]}'}" for n, v in values.items()
+    )
 
 
 def table(result: Result) -> str:
@@ -336,7 +357,7 @@ def table(result: Result) -> str:
                 row.name,
                 show_time(row.time.median),
                 f"{show_time(row.time.p10)} - {show_time(row.time.p90)}",
-                f"{row.rate:,.1f}",
+                show_rate(row.rate),
                 "-" if row.of_limit is None else f"{row.of_limit:.1%}",
                 "-" if row.ratio is None else f"{row.ratio:.2f}x",
                 row.parity,
@@ -345,7 +366,17 @@ def table(result: Result) -> str:
     if result.limit is not None:
         name = f"limit: {result.limit_name}"
         low, high = result.limit.p10, result.limit.p90
-        lines.append([name, "", f"{low:,.1f} - {high:,.1f}", f"{result.limit.median:,.1f}", "100.0%", "", ""])
+        lines.append(
+            [
+                name,
+                "",
+                f"{show_rate(low)} - {show_rate(high)}",
+                show_rate(result.limit.median),
+                "100.0%",
+                "",
+                "",
+            ]
+        )
     widths = [max(len(line[i]) for line in lines) for i in range(len(head) - 1)]
     text = []
     for line in lines:

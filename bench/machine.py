@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -95,6 +95,14 @@ class Clock:
     now: Callable[[], float] = time.perf_counter
     settle: Callable[[], None] = settle
     cpu_time: Callable[[], CpuTime | None] = read_cpu_time
+
+
+class Prober(Protocol):
+    """Tells the limits of what is measured: now, and the best of several times."""
+
+    def sample(self, name: str) -> float | None: ...
+
+    def probe(self, times: int) -> Rates: ...
 
 
 class Limits:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from . import backends
 from .arrays import (
     FLOATS,
     Array,
@@ -26,8 +25,8 @@ from .arrays import (
     store,
     writable,
 )
-from .backends import _core
-from .quantization import Quantized, reference_for, runs_native
+from .engines import Engine, native_for, reference_for
+from .quantization import Quantized
 
 
 def rms_norm_quantize(
@@ -106,16 +105,18 @@ def _norm_quantize(
     dtypes = check_norm(x, weight, bias, residual, eps, out)
     if out is not None:
         check_norm_outs(out, dtypes, inputs)
-    if runs_native(x):
-        found = _native(x, weight, bias, residual, eps, centered, dtypes, out)
+    engine = native_for(x, "norm")
+    if engine is not None:
+        found = _native(engine, x, weight, bias, residual, eps, centered, dtypes, out)
     else:
-        found = reference_for(x).norm_quantize(x, weight, bias, residual, eps, centered)
+        found = reference_for(x, "norm").norm_quantize(x, weight, bias, residual, eps, centered)
     if out is not None:
         found = [store(each, result) for each, result in zip(out, found, strict=False)]
     return found[0], found[1], None if residual is None else found[2]
 
 
 def _native(
+    engine: Engine,
     x: Array,
     weight: Array | None,
     bias: Array | None,
@@ -133,7 +134,7 @@ def _native(
     rows, cols, row_stride, col_stride, base = as_rows(x)
     weight, bias = _as_float32(weight), _as_float32(bias)
     residual = None if residual is None else contiguous(residual)
-    _core.norm_quantize(
+    engine.kernels.norm_quantize(
         pointer(base),
         float_code(x, "x"),
         rows,
@@ -148,7 +149,7 @@ def _native(
         centered,
         pointer(written[0]),
         pointer(written[1]),
-        backends.get_num_threads(),
+        *engine.where,
     )
     return written
 
