@@ -22,19 +22,20 @@ struct alignas(16) Lanes {
   T v[kLanes];
 };
 
-// Beyond the row's end it reads the row's first element: loads without branches are all under way at once.
+// Beyond the row's end it reads `spare`, which nothing writes: loads without branches are all under way at once.
 template <bool kPacked, class T>
-__device__ __forceinline__ Lanes<T> load_lanes(const T* row, int64_t stride, int64_t first, int64_t cols) {
+__device__ __forceinline__ Lanes<T> load_lanes(const T* row, int64_t stride, int64_t first, int64_t cols,
+                                               const T* spare) {
   Lanes<T> lanes;
   if constexpr (kPacked) {
-    const uint4* from = reinterpret_cast<const uint4*>(row + (first < cols ? first : 0));
+    const uint4* from = reinterpret_cast<const uint4*>(first < cols ? row + first : spare);
     uint4 raw[sizeof lanes / 16];
     OCTAVO_UNROLL
     for (int i = 0; i < static_cast<int>(sizeof lanes / 16); ++i) raw[i] = from[i];
     memcpy(&lanes, raw, sizeof lanes);
   } else {
     OCTAVO_UNROLL
-    for (int i = 0; i < kLanes; ++i) lanes.v[i] = row[(first + i < cols ? first + i : 0) * stride];
+    for (int i = 0; i < kLanes; ++i) lanes.v[i] = *(first + i < cols ? row + (first + i) * stride : spare);
   }
   return lanes;
 }
@@ -99,10 +100,10 @@ struct Row {
     Lanes<T> lanes[kStripes], added[kStripes];
     OCTAVO_UNROLL
     for (int s = 0; s < kStripes; ++s)
-      lanes[s] = load_lanes<kPacked>(finds ? sum : x, finds ? 1 : args.x.col_stride, first(base, s), cols);
+      lanes[s] = load_lanes<kPacked>(finds ? sum : x, finds ? 1 : args.x.col_stride, first(base, s), cols, x);
     if (adds) {
       OCTAVO_UNROLL
-      for (int s = 0; s < kStripes; ++s) added[s] = load_lanes<kPacked>(residual, 1, first(base, s), cols);
+      for (int s = 0; s < kStripes; ++s) added[s] = load_lanes<kPacked>(residual, 1, first(base, s), cols, x);
       OCTAVO_UNROLL
       for (int s = 0; s < kStripes; ++s) {
         OCTAVO_UNROLL
@@ -129,8 +130,8 @@ struct Row {
     for (int s = 0; s < kStripes; ++s) {
       if (base + s * kStripe >= cols) continue;
       Lanes<float> weight, bias;
-      if (args.weight) weight = load_lanes<kPacked>(args.weight, 1, first(base, s), cols);
-      if (args.bias) bias = load_lanes<kPacked>(args.bias, 1, first(base, s), cols);
+      if (args.weight) weight = load_lanes<kPacked>(args.weight, 1, first(base, s), cols, args.weight);
+      if (args.bias) bias = load_lanes<kPacked>(args.bias, 1, first(base, s), cols, args.bias);
       OCTAVO_UNROLL
       for (int i = 0; i < kLanes; ++i) {
         float y = h[s][i] * r;
