@@ -2,9 +2,8 @@
 //
 // For each digit every block counts the bins of its own range of the list in shared memory and stores them as a row; the
 // rows' sums tell in which bin the k-th element lies. A list of one 16-bit dtype needs a single digit of 15 bits, which is
-// 128 KiB of counters, one block to a multiprocessor. Shared memory adds a warp's equal bins at once, so ties cost nothing.
-// The rows of the last digit also tell in which block's range the last of the equal elements that go stands, and only that
-// range is read again to find its index.
+// 128 KiB of counters, one block to a multiprocessor. The rows of the last digit also tell in which block's range the last of
+// the equal elements that go stands, and only that range is read again to find its index.
 #include <vector>
 
 #include "octavo_cuda.h"
