@@ -35,7 +35,7 @@ struct PackRule {
 
 // ---- prune: a block for every kTile elements of the list -------------------------------------------------------------
 
-constexpr int kPruneThreads = 256, kPruneBlocks = 4;
+constexpr int kPruneThreads = 256;
 constexpr int kTile = 1 << 14;
 
 template <class T>
@@ -44,7 +44,7 @@ __device__ __forceinline__ void prune_array(const T* w, int n, const Rule& rule,
   const int t = static_cast<int>(threadIdx.x);
   const int head = unaligned_head(w) < n ? unaligned_head(w) : n;
   const bool aligned =
-      is_aligned(mask + head, mask ? kCount : 1) && is_aligned(pruned + head, pruned ? 16 : 1);
+      (!mask || is_aligned(mask + head, kCount)) && (!pruned || is_aligned(pruned + head, 16));
   const int packs = aligned ? (n - head) / kCount : 0;
   for (int first = t; first < packs; first += kAtOnce * kPruneThreads) {
     Pack<T> held[kAtOnce];  // all are read before any is written: pruned may be w
@@ -127,7 +127,7 @@ __device__ __forceinline__ uint32_t block_max(uint32_t v) {
 }
 
 template <class T, int kCount, bool kWarpHoldsRow>
-__global__ void __launch_bounds__(kMaxRowThreads) prune_quantize_rows(PruneQuantizeArgs args) {
+__global__ void __launch_bounds__(kMaxRowThreads, 1) prune_quantize_rows(PruneQuantizeArgs args) {
   using Word = PackedBytes<kCount>;
   const int lanes = kWarpHoldsRow ? kWarp : static_cast<int>(blockDim.x);
   const int t = static_cast<int>(threadIdx.x) % lanes;

@@ -2,9 +2,8 @@
 //
 // For each digit every block counts the bins of its own range of the list in shared memory and stores them as a row; the
 // rows' sums tell in which bin the k-th element lies. A list of one 16-bit dtype needs a single digit of 15 bits, which is
-// 128 KiB of counters, one block to a multiprocessor. Shared memory adds a warp's equal bins at once, so ties cost nothing.
-// The rows of the last digit also tell in which block's range the last of the equal elements that go stands, and only that
-// range is read again to find its index.
+// 128 KiB of counters, one block to a multiprocessor. The rows of the last digit also tell in which block's range the last of
+// the equal elements that go stands, and only that range is read again to find its index.
 #include <vector>
 
 #include "octavo_cuda.h"
@@ -16,6 +15,7 @@ namespace {
 
 constexpr int kCountThreads = 1024, kFindThreads = 256;
 constexpr int kMaxBlocks = kFindThreads;  // a thread looks at each block's row
+constexpr int kSumBlocks = 2;             // on a multiprocessor, of sum_rows
 constexpr int kGroupBins = 128;           // bins that sum_rows adds up beside each other
 constexpr int kMinDigit = 7, kMaxDigit = 15;
 static_assert(1 << kMinDigit >= kGroupBins && 1 << kMaxDigit <= kGroupBins * kFindThreads,
@@ -148,35 +148,39 @@ __device__ __forceinline__ int64_t block_sum(int64_t v) {
   __syncthreads();
   int64_t sum = 0;
   for (int i = 0; i < static_cast<int>(blockDim.x) / kWarp; ++i) sum += warps[i];
+  __syncthreads();  // the next call writes there
   return sum;
 }
 
-// A block adds up kGroupBins columns: a lane four of them, each warp the rows of its own number modulo the warps.
-__global__ void sum_rows(const uint32_t* rows, int row_count, int bins, int64_t* totals, int64_t* groups) {
+// Blocks add up kGroupBins columns at a time: a lane four of them, each warp the rows of its own number modulo the warps.
+__global__ void __launch_bounds__(kFindThreads)
+    sum_rows(const uint32_t* rows, int row_count, int bins, int64_t* totals, int64_t* groups) {
   constexpr int kWarps = kFindThreads / kWarp;
   static_assert(kGroupBins == 4 * kWarp, "a warp reads a group of a row at once");
   __shared__ int64_t sums[kWarps][kGroupBins];
   const int t = static_cast<int>(threadIdx.x), lane = t % kWarp, warp = t / kWarp;
-  const int first = static_cast<int>(blockIdx.x) * kGroupBins;
-  int64_t sum[4] = {};
+  for (int group = static_cast<int>(blockIdx.x); group < bins / kGroupBins;
+       group += static_cast<int>(gridDim.x)) {
+    const uint32_t* columns = rows + group * kGroupBins + 4 * lane;
+    int64_t sum[4] = {};
 #pragma unroll 4
-  for (int row = warp; row < row_count; row += kWarps) {
-    const uint4 v =
-        *reinterpret_cast<const uint4*>(rows + static_cast<int64_t>(row) * bins + first + 4 * lane);
-    sum[0] += v.x;
-    sum[1] += v.y;
-    sum[2] += v.z;
-    sum[3] += v.w;
+    for (int row = warp; row < row_count; row += kWarps) {
+      const uint4 v = *reinterpret_cast<const uint4*>(columns + static_cast<int64_t>(row) * bins);
+      sum[0] += v.x;
+      sum[1] += v.y;
+      sum[2] += v.z;
+      sum[3] += v.w;
+    }
+    for (int i = 0; i < 4; ++i) sums[warp][4 * lane + i] = sum[i];
+    __syncthreads();
+    int64_t total = 0;
+    if (t < kGroupBins) {
+      for (int i = 0; i < kWarps; ++i) total += sums[i][t];
+      totals[group * kGroupBins + t] = total;
+    }
+    total = block_sum(total);
+    if (t == 0) groups[group] = total;
   }
-  for (int i = 0; i < 4; ++i) sums[warp][4 * lane + i] = sum[i];
-  __syncthreads();
-  int64_t total = 0;
-  if (t < kGroupBins) {
-    for (int i = 0; i < kWarps; ++i) total += sums[i][t];
-    totals[first + t] = total;
-  }
-  const int64_t group = block_sum(total);
-  if (t == 0) groups[blockIdx.x] = group;
 }
 
 // Thread i brings the size of part i: the part that holds the `order`-th element (from 1), and how many stand before it.
@@ -335,8 +339,8 @@ void select(const Context& c, const SegmentList& list, int64_t k, typename Keys:
     launch<count_bins<Keys>>(c, "count_bins", blocks, kCountThreads,
                              bins * static_cast<int64_t>(sizeof(uint32_t)), list, ranges, digit, search,
                              rows);
-    launch<sum_rows>(c, "sum_rows", static_cast<unsigned>(bins / kGroupBins), kFindThreads, 0, rows,
-                     ranges.count, bins, totals, groups);
+    launch<sum_rows>(c, "sum_rows", static_cast<unsigned>(kSumBlocks * c.multiprocessors), kFindThreads, 0,
+                     rows, ranges.count, bins, totals, groups);
     launch<pick_bin>(c, "pick_bin", 1, kFindThreads, 0, groups, totals, rows, ranges.count, digit, k, search);
   }
   launch<count_equal<Keys>>(c, "count_equal", blocks, kCountThreads, 0, list, ranges, search, k, equal);
