@@ -111,7 +111,10 @@ __device__ __forceinline__ void add(const int4* sums,
   for (int i = 0; i < S::kSums; ++i) {
     const int4 v = sums[i * S::kThreads];
     int32_t (&to)[4] = acc[i / S::kTilesN][i % S::kTilesN];
-    to[0] += v.x, to[1] += v.y, to[2] += v.z, to[3] += v.w;
+    to[0] += v.x;
+    to[1] += v.y;
+    to[2] += v.z;
+    to[3] += v.w;
   }
 }
 
@@ -192,7 +195,7 @@ __global__ void __launch_bounds__(Sizes<Shape>::kThreads, Shape::kTile.blocks)
     const int flip = step * kMmaK;  // chunks are exclusive-ored: so is a step of two chunks
     fragments[step].load(from + (a_at ^ flip), from + (b_at ^ flip));
   };
-  // The next stage is there, for all threads, and no thread reads the one before the current one any more.
+  // The next stage is there for all threads, and no thread reads the one before this any more.
   const auto await_stage = [&] {
     ptx::cp_async_wait<kStages - 2>();
     __syncthreads();
@@ -214,11 +217,12 @@ __global__ void __launch_bounds__(Sizes<Shape>::kThreads, Shape::kTile.blocks)
     constexpr int kSize = S::kSums * S::kThreads;
     int4* sums = reinterpret_cast<int4*>(splits.sums) + static_cast<int64_t>(blockIdx.x) * gridDim.y * kSize +
                  threadIdx.x;
-    save<Shape>(acc, sums + static_cast<int64_t>(blockIdx.y) * kSize);
+    const bool has_rows = first_m + warp_m < p.m;  // warps without any leave no sums
+    if (has_rows) save<Shape>(acc, sums + static_cast<int64_t>(blockIdx.y) * kSize);
     if (!last_to_arrive(splits.arrived + blockIdx.x, gridDim.y)) return;
     OCTAVO_ROLLED
     for (unsigned s = 0; s < gridDim.y; ++s, sums += kSize) {
-      if (s != blockIdx.y) add<Shape>(sums, acc);
+      if (has_rows && s != blockIdx.y) add<Shape>(sums, acc);
     }
   }
   ptx::cp_async_wait<0>();

@@ -306,6 +306,10 @@ inline void test_linear(Harness& t) {
       check_linear(t, {m, t.pick(depths), {t.pick(widths)}});
     }
   }
+  for (int round = 0; round < 16; ++round) {  // float x is quantized in gemv
+    any_context();
+    check_linear(t, {1 + t.below(2), t.pick(depths), {t.pick(widths)}});
+  }
   for (int64_t m : {1, 2, 5, 20, 70}) {
     any_context();
     check_linear(t, {m, t.pick(depths), {t.pick(widths), 0, t.pick(widths), t.pick(widths)}});
