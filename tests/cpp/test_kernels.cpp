@@ -488,6 +488,7 @@ int main(int argc, char** argv) {
       {"quantize kernels", test_quantize_kernels},
       {"prune kernels", test_prune_kernels},
       {"pattern kernels", test_pattern_kernels},
+      {"norm kernels", test_norm_kernels},
       {"gemm kernels", test_gemm_kernels},
       {"activations", test_activations},
       {"quantize driver", test_quantize_driver},

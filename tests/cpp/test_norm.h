@@ -5,9 +5,39 @@
 
 namespace {
 
+const int64_t kNormWidths[] = {0, 1, 3, 17, 63, 64, 65, 130, 1000, 1023, 1024, 1025, 1100, 2049, 5000};
+
+void test_norm_kernels() {
+  const Kernels& scalar = all_kernels().front();
+  for (const int64_t cols : kNormWidths) {
+    for (const DType dtype : kFloats) {
+      for (const Values values : kValues) {
+        Bytes x = floats(dtype, cols, values, random_below(2));
+        Bytes weight = floats(DType::f32, cols, Values::normal),
+              bias = floats(DType::f32, cols, Values::normal);
+        for (const bool centered : {false, true}) {
+          const NormRow row = {x.data(),         dtype, nullptr,  nullptr, weight.as<float>(),
+                               bias.as<float>(), 1e-6f, centered, cols};
+          Bytes expected(cols * 4);
+          scalar.norm->normalize(row, expected.as<float>());
+          const uint32_t top = scalar.quantize->max_bits(expected.data(), DType::f32, cols);
+          canonize(expected, DType::f32);
+          for (const Kernels* k : available()) {
+            Bytes y(cols * 4);
+            const uint32_t found = k->norm->normalize(row, y.as<float>());
+            canonize(y, DType::f32);
+            expect(y == expected, "normalize", k->isa, dtype, cols);
+            expect(found == top || (found >= kInfKey && top >= kInfKey), "its top", k->isa, dtype, cols,
+                   found, top);
+          }
+        }
+      }
+    }
+  }
+}
+
 void test_norm_driver() {
-  const int64_t widths[] = {0, 1, 3, 17, 63, 64, 65, 130, 1000, 1023, 1024, 1025, 1100, 2049, 5000};
-  for (const int64_t cols : widths) {
+  for (const int64_t cols : kNormWidths) {
     for (int variant = 0; variant < 32; ++variant) {
       const bool added = variant & 1, centered = variant & 2, strided = variant & 4;
       const bool weighted = variant & 8, biased = variant & 16;
