@@ -58,6 +58,8 @@ static inline void read_back(const Context& c, void* host, const void* device, i
   check_cuda(cudaStreamSynchronize(c.stream), "cudaStreamSynchronize");
 }
 
+#ifdef __CUDACC__  // the bindings are C++
+
 // launch<kernel>(context, "kernel", grid, block, bytes of dynamic shared memory, arguments...)
 template <auto kKernel, class... Args>
 void launch(const Context& c, const char* name, dim3 grid, dim3 block, int64_t shared, Args... args) {
@@ -87,6 +89,7 @@ __device__ __forceinline__ T* dynamic_shared() {
   return reinterpret_cast<T*>(octavo_dynamic_shared);
 }
 
+#endif
 #endif
 
 }  // namespace cuda

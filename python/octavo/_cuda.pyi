@@ -55,7 +55,6 @@ def dequantize(
 def count_nonfinite(
     x: int, x_dtype: int, rows: int, cols: int, row_stride: int, col_stride: int, where: Where
 ) -> tuple[int, int]: ...
-
 def norm_quantize(
     x: int,
     x_dtype: int,

@@ -256,6 +256,8 @@ def pack(weight: Array, layout: str) -> tuple[Array, str]:
     n, k = weight.shape
     if k > MAX_K:
         raise ValueError(f"weight: expected K <= {MAX_K}, for exact int32 sums, got {k}")
+    if is_torch(weight):
+        weight = weight.resolve_neg()
     engine = native_for(weight, "linear")
     if on_cuda(weight):
         if layout not in ("auto", "dense"):
@@ -266,8 +268,6 @@ def pack(weight: Array, layout: str) -> tuple[Array, str]:
     if engine is None:
         layout = "dense" if layout == "auto" else layout
         return reference_for(weight).pack_weight(weight, layout), layout
-    if is_torch(weight):
-        weight = weight.resolve_neg()
     kernels, where = engine
     strides, address = element_strides(weight), pointer(weight)
     counts: Any = None
@@ -296,8 +296,6 @@ def pack(weight: Array, layout: str) -> tuple[Array, str]:
 
 
 def _pack_rows(engine: Engine, weight: Array) -> Array:
-    if is_torch(weight):
-        weight = weight.resolve_neg()
     n, k = weight.shape
     buffer = empty((packed_nbytes(n, k, "rows"),), "uint8", weight)
     strides = element_strides(weight)
