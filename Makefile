@@ -10,8 +10,10 @@ QUIET := $(shell [ -t 2 ] || echo --quiet)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install $(QUIET)
 
 SOURCES := pyproject.toml CMakeLists.txt \
-  $(shell find python csrc -name '*.py' -o -name '*.pyi' -o -name '*.h' -o -name '*.inl' -o -name '*.cpp' -o -name '*.cu*')
-CPP_FILES = $(shell find csrc tests/cpp tests/cuda -name '*.h' -o -name '*.inl' -o -name '*.cpp' -o -name '*.cu*')
+  $(shell find python csrc -name '*.py' -o -name '*.pyi' -o -name '*.h' -o -name '*.inl' -o -name '*.cpp' \
+    -o -name '*.cu' -o -name '*.cuh')
+CPP_FILES = $(shell find csrc tests/cpp tests/cuda -name '*.h' -o -name '*.inl' -o -name '*.cpp' \
+  -o -name '*.cu' -o -name '*.cuh')
 # The build directory is kept: an edit compiles only what it touches.
 INSTALL := $(PIP) --no-build-isolation --config-settings=build-dir=build/{wheel_tag}
 
