@@ -278,7 +278,7 @@ def prune_2_4(w: Any, data: Any, scale: Any) -> None:
 def packers_2_4(
     ws: Sequence[Any], outs: Sequence[tuple[Any, Any]], check: Callable[[], Parity]
 ) -> list[Contender]:
-    """With cuSPARSELt's compressed layout, which it makes anew."""
+    """With cuSPARSELt's compressed layout, which it makes anew. Not in a graph: its library may wait."""
 
     def build(name: str) -> Contender:
         def call(i: int) -> object:
@@ -286,6 +286,6 @@ def packers_2_4(
             prune_2_4(ws[i % len(ws)], data, scale)
             return torch._cslt_compress(data)
 
-        return gpu.contender(name, call, [*sum(outs, ())], check, len(ws))
+        return gpu.contender(name, call, [*sum(outs, ())], check, len(ws), graph=False)
 
     return [peer("torch eager + cuSPARSELt compress", build, needs=[torch])]

@@ -27,7 +27,8 @@ wanted() {
   case " $steps " in *" $1 "*) true ;; *) false ;; esac
 }
 
-# step NAME SECONDS COMMAND...: for that long at most, and no longer than what is left of all
+# step NAME SECONDS COMMAND...: for that long at most, and no longer than what is left of all. Interrupted, pytest still
+# says what has failed.
 step() {
   name=$1 limit=$2
   shift 2
@@ -36,7 +37,7 @@ step() {
   [ "$left" -ge "$limit" ] || limit=$left
   started=$(date +%s)
   if [ "$limit" -ge 5 ]; then
-    timeout --kill-after=5 "$limit" "$@" >"$out/$name.log" 2>&1
+    timeout --signal=INT --kill-after=10 "$limit" "$@" >"$out/$name.log" 2>&1
     status=$?
   else
     echo "out of time" >"$out/$name.log"
@@ -51,7 +52,7 @@ failed="" shown=15
 step build 240 env CMAKE_BUILD_PARALLEL_LEVEL="$(nproc)" NVCC_APPEND_FLAGS=--threads=4 \
   "$python" -m pip install --no-build-isolation --no-deps --no-index --disable-pip-version-check --upgrade \
   --target build/gpu-site --config-settings=build-dir=build/gpu --config-settings=cmake.define.OCTAVO_CUDA=ON .
-step test 180 "$python" -m pytest -p no:cacheprovider -q tests/test_cuda.py
+step test 180 env OCTAVO_TEST_EXAMPLES=100 "$python" -m pytest -p no:cacheprovider -q tests/test_cuda.py
 
 # The sanitizers come last, and a minute is kept for each; a case of the benchmark that has begun is not cut short.
 reserve=0

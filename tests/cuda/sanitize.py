@@ -1,5 +1,5 @@
-"""Every CUDA kernel once or twice on small odd shapes, for compute-sanitizer: it finds what is read or written
-where it must not be. That the results are right is tests/test_cuda.py's to say.
+"""Every CUDA kernel on small odd shapes, for compute-sanitizer, which sees what is read or written where it
+must not be. Whether the results are right is tests/test_cuda.py's to say.
 
     OCTAVO_CUDA_UNPROVEN=1 compute-sanitizer --tool memcheck python tests/cuda/sanitize.py
 """
