@@ -61,16 +61,18 @@ Properties query(int device) {
 // Makes a device the current one, and the one before it again at the end.
 class CurrentDevice {
  public:
-  explicit CurrentDevice(int device) {
+  explicit CurrentDevice(int device) : device_(device) {
     check_cuda(cudaGetDevice(&before_), "cudaGetDevice");
-    check_cuda(cudaSetDevice(device), "cudaSetDevice");
+    if (before_ != device_) check_cuda(cudaSetDevice(device_), "cudaSetDevice");
   }
-  ~CurrentDevice() { cudaSetDevice(before_); }
+  ~CurrentDevice() {
+    if (before_ != device_) cudaSetDevice(before_);  // not where it is the same: that may make a context
+  }
   CurrentDevice(const CurrentDevice&) = delete;
   CurrentDevice& operator=(const CurrentDevice&) = delete;
 
  private:
-  int before_ = 0;
+  int device_, before_ = 0;
 };
 
 #endif

@@ -97,13 +97,13 @@ def run(check, adapter, examples):
 
 @pytest.mark.parametrize("check", cuda_parity.CHECKS, ids=lambda check: check.__name__[6:])
 def test_cupy(check, on_cupy):
-    run(check, on_cupy, 30)
+    run(check, on_cupy, 20)
 
 
 @needs_torch
 @pytest.mark.parametrize("check", cuda_parity.CHECKS, ids=lambda check: check.__name__[6:])
 def test_torch(check, on_torch):
-    run(check, on_torch, 12)
+    run(check, on_torch, 8)
 
 
 # ---- torch.ops, layers ----
