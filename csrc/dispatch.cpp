@@ -42,7 +42,7 @@ bool tiles_supported() {
 
 // Linux gives the tile registers only to processes that ask. A process that has them needs larger alternate signal
 // stacks, so it is asked for only when AMX is chosen; one with a small signal stack already is refused.
-bool request_tiles() {
+[[maybe_unused]] bool request_tiles() {  // a build without AMX never asks
 #if defined(__linux__)
   return syscall(SYS_arch_prctl, 0x1023, kTileData) == 0;  // ARCH_REQ_XCOMP_PERM
 #else

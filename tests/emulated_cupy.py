@@ -62,6 +62,10 @@ class ndarray:  # noqa: N801
         assert Device.current[-1] == self.device.id, "CuPy copies to the current device"
         return self._like(self.host.copy(order))
 
+    def astype(self, dtype) -> ndarray:
+        with np.errstate(all="ignore"):
+            return self._like(self.host.astype(dtype, order="C"))
+
     def reshape(self, *shape) -> ndarray:
         return self._like(self.host.reshape(*shape))
 

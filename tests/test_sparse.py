@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 import guard
 import octavo
+from octavo import backends, reference
 from octavo import packed as packing
-from octavo import reference
 from strategies import (
     LAYOUTS as MEMORY,
 )
@@ -304,7 +304,7 @@ def auto_layout(weight) -> str:
 def test_auto_takes_bitmask_where_few_enough_weights_are_kept():
     for isa in isas():
         with running(isa):
-            pays, _ = packing._core.sparse_pays()
+            pays, _ = backends._core.sparse_pays()
             size = 256 * 256
             assert auto_layout(kept_at_random(size)) == "dense", isa
             limit = int(pays * size)
@@ -320,7 +320,7 @@ def test_auto_takes_bitmask_where_few_enough_weights_are_kept():
 def test_auto_takes_block_where_few_enough_tiles_are_kept():
     for isa in isas():
         with running(isa):
-            bitmask_pays, pays = packing._core.sparse_pays()
+            bitmask_pays, pays = backends._core.sparse_pays()
             limit = int(pays * 1024)
             if pays:
                 assert auto_layout(kept_tiles(limit - 5)) == "block", isa
@@ -338,7 +338,7 @@ def test_auto_leaves_small_weights_dense():
             small, large = np.zeros((255, 257), np.int8), np.zeros((256, 256), np.int8)
             assert octavo.pack_weight(small).layout == "dense"
             assert octavo.pack_weight(small, layout="bitmask").layout == "bitmask"
-            expected = "dense" if packing._core.sparse_pays() == (0.0, 0.0) else "block"
+            expected = "dense" if backends._core.sparse_pays() == (0.0, 0.0) else "block"
             assert octavo.pack_weight(large).layout == expected, isa
 
 
@@ -518,7 +518,7 @@ def test_damage_is_refused_or_harmless(layout, data):
 @pytest.mark.parametrize("more", [-1, 1])
 def test_a_weight_that_changes_between_counting_and_packing_is_refused(layout, more):
     """As another thread could change it; not a byte is written beyond the buffer."""
-    core = packing._core
+    core = backends._core
     isas()
     n, k = 2100, 200  # for three threads
     counted = np.zeros((n, k), np.int8)

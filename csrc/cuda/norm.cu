@@ -13,6 +13,7 @@ namespace {
 constexpr int kThreads = 128;
 constexpr int kLanes = 8;  // of a thread
 constexpr int kStripe = kThreads * kLanes;
+static_assert(kStripe == kSumLanes, "a lane sum stays with its thread");
 constexpr int kFewStripes = 2,
               kManyStripes = 8;  // that a thread holds; rows that are held by many have no more
 
