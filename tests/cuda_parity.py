@@ -27,6 +27,7 @@ from strategies import (
     scales,
     shapes,
 )
+from test_norm import norm_arguments, normalize
 from test_prune import AMOUNTS, patterned
 from test_quantize import quantize_arguments, scale_shape, static_parameters
 
@@ -106,6 +107,15 @@ def check_nonfinite(on: Adapter, data) -> None:
     assert f"got {bad.size} that are not, the first at {at}".replace("(", "\\(") in str(caught.value).replace(
         "(", "\\("
     )
+
+
+def check_norm(on: Adapter, data) -> None:
+    x, args = data.draw(norm_arguments())
+    expected = reference.norm_quantize(x, **args)
+    there = {k: on.put(v) if isinstance(v, np.ndarray) else v for k, v in args.items()}
+    actual = normalize(on.put(x), **there)
+    for name, got, want in zip(("data", "scale", "sum"), actual, expected, strict=True):
+        on.assert_same(got, want, name)
 
 
 def check_int_mm(on: Adapter, data) -> None:
@@ -285,6 +295,7 @@ CHECKS = [
     check_quantize,
     check_dequantize,
     check_nonfinite,
+    check_norm,
     check_int_mm,
     check_int8_linear,
     check_scaled_int_mm,

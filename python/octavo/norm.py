@@ -15,9 +15,11 @@ from .arrays import (
     check_out,
     check_shape,
     contiguous,
+    element_strides,
     empty,
     float_code,
     is_number,
+    is_torch,
     kind_of,
     native_dtype,
     needs_dispatcher,
@@ -200,7 +202,7 @@ def _is_same(a: Array, b: Array) -> bool:
     """Whether the elements of two arrays of one kind are the same memory in the same order."""
     if isinstance(a, np.ndarray):
         return bool(a.__array_interface__ == b.__array_interface__)
-    return a is b or bool(a.data_ptr() == b.data_ptr() and a.stride() == b.stride())
+    return a is b or bool(pointer(a) == pointer(b) and element_strides(a) == element_strides(b))
 
 
 def _as_float32(parameter: Array | None) -> Array | None:
@@ -211,5 +213,5 @@ def _as_float32(parameter: Array | None) -> Array | None:
         if isinstance(parameter, np.ndarray):
             with np.errstate(over="ignore"):
                 return parameter.astype(wanted, order="C")
-        parameter = parameter.detach().to(wanted)
+        parameter = parameter.detach().to(wanted) if is_torch(parameter) else parameter.astype(wanted)
     return contiguous(parameter)

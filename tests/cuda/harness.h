@@ -15,13 +15,15 @@
 namespace octavo {
 namespace test {
 
+inline const std::vector<DType> kFloatTypes = {DType::f32, DType::f16, DType::bf16, DType::f64};
+
 // Memory of exactly the size asked for, filled with garbage: the address sanitizer sees both ends. `offset` elements are
 // skipped, so that a buffer begins at any address that its elements may have.
 template <class T>
 class Buffer {
  public:
   explicit Buffer(int64_t count, int64_t offset = 0)
-      : count_(count), bytes_(static_cast<size_t>((count + offset) * static_cast<int64_t>(sizeof(T)))) {
+      : count_(count), bytes_(count + offset > 0 ? static_cast<size_t>(count + offset) * sizeof(T) : 0) {
     void* raw = nullptr;
     if (posix_memalign(&raw, 256, bytes_ ? bytes_ : 1)) throw std::bad_alloc();
     memset(raw, 0xA5, bytes_);

@@ -13,7 +13,6 @@ namespace test {
 // Every length at which something changes: units of 4 and 8, teams of 4 to 512 threads, parts.
 inline const std::vector<int64_t> kCols = {0,   1,   7,   8,    15,   16,   17,   31,   64,   100,  127,
                                            128, 129, 768, 1023, 1024, 1025, 2048, 4096, 5000, 8192, 20000};
-inline const std::vector<DType> kFloatTypes = {DType::f32, DType::f16, DType::bf16, DType::f64};
 
 inline std::string name_of(DType dtype) {
   const char* names[] = {"f32", "f16", "bf16", "f64"};

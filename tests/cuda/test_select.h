@@ -40,7 +40,6 @@ inline Buffer<char> values(Harness& t, DType dtype, int64_t n, Values kind) {
   return buffer;
 }
 
-inline const std::vector<DType> kFloatTypes = {DType::f32, DType::f16, DType::bf16, DType::f64};
 inline const std::vector<Values> kAllValues = {Values::any, Values::nonfinite, Values::few, Values::one,
                                                Values::sparse};
 
