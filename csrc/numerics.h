@@ -139,7 +139,8 @@ OCTAVO_HD static inline uint32_t philox_word(uint64_t seed, uint64_t index) {
     key0 += 0x9E3779B9u;
     key1 += 0xBB67AE85u;
   }
-  return c[index & 3];
+  // an index known at run time would keep c in a GPU's memory
+  return index & 2 ? (index & 1 ? c[3] : c[2]) : (index & 1 ? c[1] : c[0]);
 }
 
 // u in [0, 1) with 24 bits: exact in float32.
