@@ -19,7 +19,7 @@ INSTALL := $(PIP) --no-build-isolation --config-settings=build-dir=build/{wheel_
 NO_CUDA := --config-settings=cmake.define.OCTAVO_CUDA=OFF
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-cpp test-arm cuda test-cuda gpu lint format bench demo clean
+.PHONY: help build test test-cpp test-races test-arm cuda test-cuda gpu lint format bench demo clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -39,8 +39,10 @@ test-cpp: $(VENV)/.dev  ## only the kernels under sanitizers, those for CUDA on 
 	@$(BIN)/cmake --build build/cpp-tests
 	build/cpp-tests/test_kernels
 	build/cpp-tests/test_cuda_address
-	build/cpp-tests/test_cuda_thread
 	sh tests/cuda/test_emulator.sh build/cpp-tests
+
+test-races: test-cpp  ## races between CUDA threads, by the thread sanitizer on the emulator: takes several minutes
+	build/cpp-tests/test_cuda_thread
 
 test-arm: $(VENV)/.tools  ## the kernels for aarch64, cross-compiled and run on emulated processors
 	@PATH="$(CURDIR)/$(BIN):$$PATH" WERROR=$(WERROR) sh tests/cpp/test_arm.sh

@@ -1,6 +1,6 @@
-// The Python module octavo._cuda, twin of _core for arrays on a device; python/octavo/_cuda.pyi is the contract. Kernels are
-// launched with the GIL held, which takes microseconds; it is released where the host waits for the device. Nothing here
-// touches a driver until it is asked for a device, so that the module imports on machines without one.
+// The Python module octavo._cuda, twin of _core for arrays on a device; python/octavo/_cuda.pyi is the contract. The GIL is
+// released where kernels are launched: a full queue makes that wait. Nothing here touches a driver until it is asked for a
+// device, so that the module imports on machines without one.
 //
 // With OCTAVO_EMULATED it is _cuda_emulated, for tests: the same kernels run on the host, thread by thread.
 #include <pybind11/pybind11.h>
@@ -135,15 +135,19 @@ void bind_elementwise(py::module_& m) {
                        bool given, bool stochastic, uint64_t seed, const Where& where) {
     const FloatRows view = {at<const void>(x), float_dtype_of(x_dtype), rows, groups * group_size, row_stride,
                             col_stride};
-    quantize(Call(where), {view, groups, group_size, at<const bool>(mask), at<int8_t>(data), data_row_stride,
-                           at<float>(scale), at<int32_t>(zero_point), per_tensor, given, stochastic, seed});
+    const Call call(where);
+    const py::gil_scoped_release release;
+    quantize(call, {view, groups, group_size, at<const bool>(mask), at<int8_t>(data), data_row_stride,
+                    at<float>(scale), at<int32_t>(zero_point), per_tensor, given, stochastic, seed});
   });
   m.def("dequantize", [](Address data, int64_t rows, int64_t groups, int64_t group_size, int64_t row_stride,
                          int64_t col_stride, Address scale, Address zero_point, bool per_tensor, Address out,
                          int out_dtype, int64_t out_row_stride, const Where& where) {
-    dequantize(Call(where), {at<const int8_t>(data), rows, groups, group_size, row_stride, col_stride,
-                             at<const float>(scale), at<const int32_t>(zero_point), per_tensor, at<void>(out),
-                             float_dtype_of(out_dtype), out_row_stride});
+    const Call call(where);
+    const py::gil_scoped_release release;
+    dequantize(call, {at<const int8_t>(data), rows, groups, group_size, row_stride, col_stride,
+                      at<const float>(scale), at<const int32_t>(zero_point), per_tensor, at<void>(out),
+                      float_dtype_of(out_dtype), out_row_stride});
   });
   m.def("count_nonfinite", [](Address x, int x_dtype, int64_t rows, int64_t cols, int64_t row_stride,
                               int64_t col_stride, const Where& where) {
@@ -163,16 +167,17 @@ void bind_norm(py::module_& m) {
                             int64_t col_stride, Address residual, Address sum, Address weight, Address bias,
                             float eps, bool centered, Address data, Address scale, const Where& where) {
     check(!residual || sum || rows * cols == 0, "sum", "an address beside a residual", 0);
-    norm_quantize(Call(where),
-                  {{at<const void>(x), float_dtype_of(x_dtype), rows, cols, row_stride, col_stride},
-                   at<const void>(residual),
-                   at<void>(sum),
-                   at<const float>(weight),
-                   at<const float>(bias),
-                   eps,
-                   centered,
-                   at<int8_t>(data),
-                   at<float>(scale)});
+    const Call call(where);
+    const py::gil_scoped_release release;
+    norm_quantize(call, {{at<const void>(x), float_dtype_of(x_dtype), rows, cols, row_stride, col_stride},
+                         at<const void>(residual),
+                         at<void>(sum),
+                         at<const float>(weight),
+                         at<const float>(bias),
+                         eps,
+                         centered,
+                         at<int8_t>(data),
+                         at<float>(scale)});
   });
 }
 
@@ -193,14 +198,17 @@ void bind_prune(py::module_& m) {
   m.def("magnitude_select_to",
         [](const WeightSegments& list, int64_t k, Address selection, const Where& where) {
           const std::vector<Segment> segments = segments_of(list, k);
-          magnitude_select(Call(where), segments.data(), count_of(segments), k, at<Selection>(selection));
+          const Call call(where);
+          const py::gil_scoped_release release;
+          magnitude_select(call, segments.data(), count_of(segments), k, at<Selection>(selection));
         });
-  m.def("ratio_select_to",
-        [](const WeightSegments& list, uint32_t ratio_bits, Address selection, const Where& where) {
-          const std::vector<Segment> segments = segments_of(list);
-          ratio_select(Call(where), segments.data(), count_of(segments), float_of(ratio_bits),
-                       at<Selection>(selection));
-        });
+  m.def("ratio_select_to", [](const WeightSegments& list, uint32_t ratio_bits, Address selection,
+                              const Where& where) {
+    const std::vector<Segment> segments = segments_of(list);
+    const Call call(where);
+    const py::gil_scoped_release release;
+    ratio_select(call, segments.data(), count_of(segments), float_of(ratio_bits), at<Selection>(selection));
+  });
   m.def("prune", [](const std::vector<std::tuple<Address, int, int64_t, Address, Address>>& list,
                     uint32_t key, int64_t keep_equal_from, Address selection, const Where& where) {
     std::vector<Segment> segments;
@@ -208,7 +216,9 @@ void bind_prune(py::module_& m) {
       check(mask || pruned || n == 0, "mask", "an address, or one for the pruned values", 0);
       segments.push_back({at<const void>(w), float_dtype_of(dtype), n, at<bool>(mask), at<void>(pruned)});
     }
-    prune(Call(where), segments.data(), count_of(segments), selection_arg(key, keep_equal_from, selection));
+    const Call call(where);
+    const py::gil_scoped_release release;
+    prune(call, segments.data(), count_of(segments), selection_arg(key, keep_equal_from, selection));
   });
   m.def("prune_quantize",
         [](Address w, int dtype, int64_t rows, int64_t cols, uint32_t key, int64_t keep_equal_from,
@@ -221,40 +231,56 @@ void bind_prune(py::module_& m) {
                                           at<bool>(mask),
                                           at<int8_t>(data),
                                           at<float>(scale)};
-          prune_quantize(Call(where), args);
+          const Call call(where);
+          const py::gil_scoped_release release;
+          prune_quantize(call, args);
         });
   m.def("prune_nm", [](Address w, int dtype, int64_t groups, int n, int group, Address mask, Address pruned,
                        const Where& where) {
-    prune_nm(Call(where), at<const void>(w), float_dtype_of(dtype), groups, n, group, at<bool>(mask),
+    const Call call(where);
+    const py::gil_scoped_release release;
+    prune_nm(call, at<const void>(w), float_dtype_of(dtype), groups, n, group, at<bool>(mask),
              at<void>(pruned));
   });
   m.def("unit_scores", [](Address w, int dtype, int64_t rows, int64_t cols, int64_t unit_rows,
                           int64_t unit_cols, Address scores, const Where& where) {
     check(unit_rows >= 1 && unit_cols >= 1, "unit", "at least one row and column",
           unit_rows < 1 ? unit_rows : unit_cols);
-    unit_scores(Call(where), at<const void>(w), float_dtype_of(dtype), rows, cols, unit_rows, unit_cols,
+    const Call call(where);
+    const py::gil_scoped_release release;
+    unit_scores(call, at<const void>(w), float_dtype_of(dtype), rows, cols, unit_rows, unit_cols,
                 at<double>(scores));
   });
   m.def("unit_select", [](Address scores, int64_t count, int64_t k, Address keep, const Where& where) {
     if (k < 0 || k > count) fail("k", "between 0 and " + std::to_string(count), k);
-    unit_select(Call(where), at<const double>(scores), count, k, at<bool>(keep));
+    const Call call(where);
+    const py::gil_scoped_release release;
+    unit_select(call, at<const double>(scores), count, k, at<bool>(keep));
   });
   m.def("unit_threshold",
         [](Address scores, int64_t count, double limit, bool is_ratio, Address keep, const Where& where) {
-          unit_threshold(Call(where), at<const double>(scores), count, limit, is_ratio, at<bool>(keep));
+          const Call call(where);
+          const py::gil_scoped_release release;
+          unit_threshold(call, at<const double>(scores), count, limit, is_ratio, at<bool>(keep));
         });
   m.def("prune_units", [](int64_t rows, int64_t cols, int64_t unit_rows, int64_t unit_cols, Address keep,
                           Address w, int dtype, Address mask, Address pruned, const Where& where) {
     check(unit_rows >= 1 && unit_cols >= 1, "unit", "at least one row and column",
           unit_rows < 1 ? unit_rows : unit_cols);
-    prune_units(Call(where), {rows, cols, unit_rows, unit_cols}, at<const bool>(keep), at<const void>(w),
+    const Call call(where);
+    const py::gil_scoped_release release;
+    prune_units(call, {rows, cols, unit_rows, unit_cols}, at<const bool>(keep), at<const void>(w),
                 float_dtype_of(dtype), at<bool>(mask), at<void>(pruned));
   });
   m.def("pack_mask", [](Address mask, int64_t rows, int64_t cols, Address bits, const Where& where) {
-    pack_mask(Call(where), at<const bool>(mask), rows, cols, at<uint8_t>(bits));
+    const Call call(where);
+    const py::gil_scoped_release release;
+    pack_mask(call, at<const bool>(mask), rows, cols, at<uint8_t>(bits));
   });
   m.def("unpack_mask", [](Address bits, int64_t rows, int64_t cols, Address mask, const Where& where) {
-    unpack_mask(Call(where), at<const uint8_t>(bits), rows, cols, at<bool>(mask));
+    const Call call(where);
+    const py::gil_scoped_release release;
+    unpack_mask(call, at<const uint8_t>(bits), rows, cols, at<bool>(mask));
   });
 }
 
@@ -287,12 +313,16 @@ void bind_linear(py::module_& m) {
                           int64_t nbytes, const Where& where) {
     check(nbytes == cuda_packed_parts(n, k).end, "buffer", "as many bytes as its shape needs", nbytes);
     check(buffer % 16 == 0, "buffer", "an address divisible by 16", static_cast<long long>(buffer));
-    pack_weight(Call(where), {at<const int8_t>(w), n, k, n_stride, k_stride}, at<void>(buffer));
+    const Call call(where);
+    const py::gil_scoped_release release;
+    pack_weight(call, {at<const int8_t>(w), n, k, n_stride, k_stride}, at<void>(buffer));
   });
   m.def("unpack_weight",
         [](Address buffer, int64_t nbytes, int64_t n, int64_t k, Address w, const Where& where) {
           check(nbytes == cuda_packed_parts(n, k).end, "buffer", "as many bytes as its shape needs", nbytes);
-          unpack_weight(Call(where), at<const void>(buffer), n, k, at<int8_t>(w));
+          const Call call(where);
+          const py::gil_scoped_release release;
+          unpack_weight(call, at<const void>(buffer), n, k, at<int8_t>(w));
         });
   // What belongs to a weight comes as a tuple: n, weight, nbytes, w_scale, bias, bias_dtype, activation, out, out_row_stride.
   using Target = std::tuple<int64_t, Address, int64_t, Address, Address, int, int, Address, int64_t>;
@@ -312,7 +342,9 @@ void bind_linear(py::module_& m) {
           args.k = k;
           args.targets = targets.data();
           args.count = static_cast<int64_t>(targets.size());
-          linear(Call(where), args);
+          const Call call(where);
+          const py::gil_scoped_release release;
+          linear(call, args);
         });
   m.def("scaled_int_mm", [](Address a, bool a_signed, int64_t rows, int64_t n, int64_t k, int64_t row_stride,
                             int64_t col_stride, Address a_scale, Address a_zero_point, Address weight,
@@ -333,7 +365,9 @@ void bind_linear(py::module_& m) {
     args.k = k;
     args.targets = &target;
     args.count = 1;
-    linear(Call(where), args);
+    const Call call(where);
+    const py::gil_scoped_release release;
+    linear(call, args);
   });
 }
 

@@ -243,7 +243,7 @@ void launch_gemm(const Context& c, const Product& p, const GemmPlan& plan) {
 }  // namespace
 
 void gemm_mma(const Context& c, const Product& p) {
-  const GemmPlan plan = plan_gemm(p.m, p.n, p.k, c.multiprocessors);
+  const GemmPlan plan = plan_gemm(p.m, p.n, p.k, c.multiprocessors, c.capability);
   if (plan.big) {
     launch_gemm<Big>(c, p, plan);
   } else {

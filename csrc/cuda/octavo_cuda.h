@@ -1,8 +1,8 @@
 // The contract of the CUDA backend: the drivers of octavo.h for arrays on a device. What they compute is what the CPU's
 // compute, to the bit (docs/numerics.md). Pointers are device pointers; arguments have the meaning that octavo.h gives them.
-// Everything runs in order on the context's stream and returns at once, and can be captured in a CUDA graph, except where
-// "waits" is said. A failing CUDA call throws std::runtime_error with the kernel's name. Float arrays are aligned to their
-// elements and nothing more; rows of a strided view may begin anywhere.
+// Everything runs in order on the context's stream and returns at once, and can be captured in a CUDA graph whose memory the
+// allocator keeps, except where "waits" is said. A failing CUDA call throws std::runtime_error with the kernel's name. Float
+// arrays are aligned to their elements and nothing more; rows of a strided view may begin anywhere.
 #pragma once
 
 #include "../octavo.h"

@@ -29,7 +29,7 @@ struct PackRule {
     keep_equal_from = static_cast<int>(from < 0 ? 0 : (from < kCount ? from : kCount));
   }
   __device__ __forceinline__ bool keeps(uint32_t other, int i) const {
-    return other > key || (other == key && i >= keep_equal_from);
+    return other >= key + static_cast<uint32_t>(i < keep_equal_from);  // an "or" would be a branch
   }
 };
 

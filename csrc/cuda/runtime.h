@@ -21,6 +21,11 @@ namespace cuda {
 constexpr int kWarp = 32;
 constexpr uint32_t kAllLanes = 0xFFFFFFFFu;
 
+// Whether a block can have 160 KB of shared memory; on the smaller chips of a generation it is 99 KB.
+static inline bool has_large_shared(int capability) {
+  return capability == 80 || capability == 87 || (capability >= 90 && capability < 120);
+}
+
 // One call of the library: where it runs, and whose memory it may use. Work is in stream order, so memory from allocate()
 // may be given back as soon as everything is launched: the caching allocators of torch and CuPy are in stream order too.
 struct Context {
@@ -63,7 +68,8 @@ static inline void read_back(const Context& c, void* host, const void* device, i
 // launch<kernel>(context, "kernel", grid, block, bytes of dynamic shared memory, arguments...)
 template <auto kKernel, class... Args>
 void launch(const Context& c, const char* name, dim3 grid, dim3 block, int64_t shared, Args... args) {
-  if (shared > 48 * 1024) {  // more than that has to be asked for, once per kernel and device
+  if (shared >
+      0) {  // 48 KiB, static and dynamic together, are free: more has to be asked for, once per kernel and device
     static std::atomic<uint64_t> asked{0};
     const uint64_t bit = uint64_t{1} << (c.device & 63);
     if (!(asked.load(std::memory_order_relaxed) & bit)) {

@@ -4,6 +4,7 @@
 // rows' sums tell in which bin the k-th element lies. A list of one 16-bit dtype needs a single digit of 15 bits, which is
 // 128 KiB of counters, one block to a multiprocessor. The rows of the last digit also tell in which block's range the last of
 // the equal elements that go stands, and only that range is read again to find its index.
+#include <type_traits>
 #include <vector>
 
 #include "octavo_cuda.h"
@@ -121,7 +122,8 @@ __device__ __forceinline__ void for_ranks(const SegmentList& list, int64_t begin
   });
 }
 
-template <class Keys>
+// kWhole: the digit is all that there is of a rank, and every element counts.
+template <class Keys, bool kWhole>
 __global__ void __launch_bounds__(kCountThreads)
     count_bins(SegmentList list, Ranges ranges, Digit digit, const Search* search, uint32_t* rows) {
   using Rank = typename Keys::Rank;
@@ -131,8 +133,11 @@ __global__ void __launch_bounds__(kCountThreads)
   __syncthreads();
   const auto prefix = static_cast<Rank>(search->prefix);
   for_ranks<Keys>(list, ranges.begin(blockIdx.x), ranges.end(blockIdx.x, list.total), [&](Rank rank) {
-    if (rank >> (digit.shift + digit.bits) == prefix)
+    if constexpr (kWhole) {
+      atomicAdd(&bins[rank], 1u);
+    } else if (rank >> (digit.shift + digit.bits) == prefix) {
       atomicAdd(&bins[(rank >> digit.shift) & static_cast<Rank>(count - 1)], 1u);
+    }
   });
   __syncthreads();
   uint32_t* row = rows + static_cast<int64_t>(blockIdx.x) * count;
@@ -305,11 +310,8 @@ Ranges ranges_of(const Context& c, int64_t total) {
   return {length, static_cast<int>((total + length - 1) / length)};
 }
 
-// The widest digit whose counters fit a block's shared memory: 99 KB on the smaller chips of a generation.
-int widest_digit(const Context& c) {
-  const bool small = c.capability == 86 || c.capability == 89 || c.capability >= 120;
-  return small ? 14 : kMaxDigit;
-}
+// The widest digit whose counters fit a block's shared memory.
+int widest_digit(const Context& c) { return has_large_shared(c.capability) ? kMaxDigit : kMaxDigit - 1; }
 
 // As few digits as there can be, all of about one width, the upper ones first.
 std::vector<Digit> digits_of(int bits, int widest) {
@@ -336,9 +338,15 @@ void select(const Context& c, const SegmentList& list, int64_t k, typename Keys:
   zero(c, search, sizeof(Search));
   for (const Digit& digit : digits) {
     const int bins = 1 << digit.bits;
-    launch<count_bins<Keys>>(c, "count_bins", blocks, kCountThreads,
-                             bins * static_cast<int64_t>(sizeof(uint32_t)), list, ranges, digit, search,
-                             rows);
+    const auto count = [&](auto whole) {
+      launch<count_bins<Keys, decltype(whole)::value>>(c, "count_bins", blocks, kCountThreads,
+                                                       bins * static_cast<int64_t>(sizeof(uint32_t)), list,
+                                                       ranges, digit, search, rows);
+    };
+    if constexpr (Keys::kBits <= kMaxDigit) {
+      if (digits.size() == 1) count(std::true_type());
+    }
+    if (digits.size() > 1) count(std::false_type());
     launch<sum_rows>(c, "sum_rows", static_cast<unsigned>(kSumBlocks * c.multiprocessors), kFindThreads, 0,
                      rows, ranges.count, bins, totals, groups);
     launch<pick_bin>(c, "pick_bin", 1, kFindThreads, 0, groups, totals, rows, ranges.count, digit, k, search);

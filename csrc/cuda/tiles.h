@@ -5,6 +5,7 @@
 
 #include "../layouts.h"
 #include "../numerics.h"
+#include "runtime.h"
 
 namespace octavo {
 namespace cuda {
@@ -57,6 +58,11 @@ struct TileShape {
 };
 constexpr TileShape kBigTile = {128, 256, 1, 8}, kSmallTile = {64, 128, 3, 7};
 
+// Two of the small ones are all that the 100 KB of some chips hold.
+static inline int blocks_of(const TileShape& tile, int capability) {
+  return has_large_shared(capability) || tile.blocks < 2 ? tile.blocks : 2;
+}
+
 struct GemmPlan {
   bool big;
   int splits;     // of k
@@ -65,13 +71,14 @@ struct GemmPlan {
 // The plan with the shortest time: rounds of blocks, each with its steps and kFillSteps more for the pipeline's start and
 // the end; and sums of splits are written, read and added, kJoinSteps for each.
 constexpr int kFillSteps = 8, kJoinSteps = 3, kMaxSplits = 32;
-static inline GemmPlan plan_gemm(int64_t m, int64_t n, int64_t k, int multiprocessors) {
+static inline GemmPlan plan_gemm(int64_t m, int64_t n, int64_t k, int multiprocessors, int capability) {
   const int64_t steps = ceil_div(k, kTileK);
   GemmPlan best = {true, 1, steps};
   int64_t best_cost = INT64_MAX;
   for (const bool big : {true, false}) {
     const TileShape tile = big ? kBigTile : kSmallTile;
-    const int64_t tiles = ceil_div(m, tile.m) * ceil_div(n, tile.n), slots = multiprocessors * tile.blocks;
+    const int64_t tiles = ceil_div(m, tile.m) * ceil_div(n, tile.n),
+                  slots = multiprocessors * blocks_of(tile, capability);
     for (int splits = 1; splits == 1 || (splits <= kMaxSplits && tiles * splits <= slots); ++splits) {
       const int64_t share = ceil_div(steps, splits), rounds = ceil_div(tiles * splits, slots);
       const int64_t join = splits > 1 ? kJoinSteps * splits : 0;
@@ -108,7 +115,7 @@ OCTAVO_HD static inline int64_t gemv_pitch(int64_t lines) { return lines * kLine
 // Shared memory for x such that kGemvBlocks blocks fit a multiprocessor.
 static inline int64_t gemv_shared_limit(int capability) {
   if (capability == 80 || capability == 87) return 64 << 10;
-  return capability >= 90 && capability < 120 ? 96 << 10 : 32 << 10;
+  return has_large_shared(capability) ? 96 << 10 : 32 << 10;
 }
 
 // More rows of A: more rows of the weight for a block, so that what blocks read of A stays an eighth of what they read of

@@ -224,6 +224,11 @@ def copy_contiguous(x: Array) -> Array:
         return x.copy(order="C")
 
 
+def on_device_of(x: Array) -> Any:
+    """A context in which operations of x's library run on x's device: CuPy wants to be told."""
+    return contextlib.nullcontext() if isinstance(x, np.ndarray) or is_torch(x) else x.device
+
+
 def to_host(x: Array) -> Any:
     """x as a NumPy array; waits for a device."""
     if isinstance(x, np.ndarray):
@@ -453,9 +458,9 @@ def mark_written(x: Array) -> None:
 # ---- torch's dispatcher ----
 
 
-def needs_dispatcher(*arrays: object, any_device: bool = False) -> bool:
+def needs_dispatcher(*arrays: object) -> bool:
     """Whether torch has to see this call: it is traced, or an array is a subclass, wants a gradient, or is
-    (unless any_device) not on the CPU.
+    neither on the CPU nor on a CUDA device.
 
     Dynamo traces this function, so the first question comes first and everything after it runs in eager only.
     """
@@ -469,7 +474,7 @@ def needs_dispatcher(*arrays: object, any_device: bool = False) -> bool:
     found = False
     for x in arrays:
         if type(x) in _plain_tensors:
-            if not (any_device or x.is_cpu) or (x.requires_grad and torch.is_grad_enabled()):  # type: ignore[attr-defined]
+            if not (x.is_cpu or x.is_cuda) or (x.requires_grad and torch.is_grad_enabled()):  # type: ignore[attr-defined]
                 return True
             found = True
         elif isinstance(x, torch.Tensor):

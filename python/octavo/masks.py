@@ -51,7 +51,7 @@ def unpack_mask(bits: Array, shape: Sequence[int]) -> Array:
 
 def _engine(x: Array) -> tuple[Engine | None, Any]:
     """(native kernels, None) or (None, the reference): torch's own operations for what torch has to see."""
-    if needs_dispatcher(x, any_device=True):
+    if needs_dispatcher(x):
         from . import torch_reference
 
         return None, torch_reference

@@ -23,6 +23,7 @@ from .arrays import (
     kind_of,
     native_dtype,
     needs_dispatcher,
+    on_device_of,
     pointer,
     store,
     writable,
@@ -213,5 +214,6 @@ def _as_float32(parameter: Array | None) -> Array | None:
         if isinstance(parameter, np.ndarray):
             with np.errstate(over="ignore"):
                 return parameter.astype(wanted, order="C")
-        parameter = parameter.detach().to(wanted) if is_torch(parameter) else parameter.astype(wanted)
+        with on_device_of(parameter):
+            parameter = parameter.detach().to(wanted) if is_torch(parameter) else parameter.astype(wanted)
     return contiguous(parameter)

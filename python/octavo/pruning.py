@@ -25,6 +25,7 @@ from .arrays import (
     kind_of,
     mark_written,
     needs_dispatcher,
+    on_device_of,
     on_cuda,
     pointer,
     store,
@@ -359,7 +360,7 @@ def prune(w: Array | Sequence[Array], *, out: Array | Sequence[Array] | None = N
     if many and out is not None:
         _check_out_list(out, ws)
     outs: list[Array] | None = None if out is None else list(out) if many else [out]
-    if needs_dispatcher(*ws, any_device=True):
+    if needs_dispatcher(*ws):
         masks = _flat(prune_mask(w, **arguments))
         from .torch_reference import apply_mask  # torch's own operations: they have a gradient and trace
 
@@ -416,11 +417,11 @@ def prune_(
     ws = [each.detach() if hasattr(each, "detach") else each for each in _flat(w)]
     names = _names("w", ws, many)
     for each, name in zip(ws, names, strict=True):
-        if not needs_dispatcher(each, any_device=True):
+        if not needs_dispatcher(each):
             kind_of(**{name: each})
             float_code(each, name)
             check_out(each, name, each, each.shape, dtype_name(each.dtype), {})
-    if not needs_dispatcher(*ws, any_device=True):
+    if not needs_dispatcher(*ws):
         if many and out is not None:
             _check_out_list(out, ws)
         outs: list[Array] | None = None if out is None else list(out) if many else [out]
@@ -451,7 +452,8 @@ def _pruned_in_place(
             if is_torch(w):
                 w.masked_fill_(~mask, 0)
             else:
-                w[~mask] = 0
+                with on_device_of(w):
+                    w[~mask] = 0
         return masks
     _check_weights(ws, names, chosen, nonfinite)
     dtypes = ["bool"] * len(ws)

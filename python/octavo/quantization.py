@@ -25,6 +25,7 @@ from .arrays import (
     kind_of,
     native_dtype,
     needs_dispatcher,
+    on_device_of,
     on_cuda,
     pointer,
     store,
@@ -257,7 +258,8 @@ def _parameter(value: Any, name: str, dtype: str, shape: tuple[int, ...], x: Arr
         if shape:
             raise ValueError(f"{name}: expected shape {shape}, got the number {value!r}")
         array = empty((), dtype, x)
-        array[()] = value
+        with on_device_of(array):
+            array[()] = value
         return array
     kind_of(x=x, **{name: value})
     check_dtype(value, name, dtype)

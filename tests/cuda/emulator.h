@@ -8,9 +8,6 @@
 // barriers, __syncwarp and fences around atomics put in order. A shuffle or a vote orders nothing.
 #pragma once
 
-#include <setjmp.h>
-#include <ucontext.h>
-
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
@@ -25,17 +22,11 @@
 #include <tuple>
 #include <vector>
 
-#if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/common_interface_defs.h>
-#elif defined(__SANITIZE_THREAD__)
-#include <sanitizer/tsan_interface.h>
-
+#if defined(__SANITIZE_THREAD__)
 #include <thread>
-extern "C" void AnnotateIgnoreReadsBegin(const char*, int);
-extern "C" void AnnotateIgnoreReadsEnd(const char*, int);
-extern "C" void AnnotateIgnoreWritesBegin(const char*, int);
-extern "C" void AnnotateIgnoreWritesEnd(const char*, int);
 #endif
+
+#include "fiber.h"
 
 #define __global__
 #define __device__
@@ -90,11 +81,7 @@ struct CpAsync {
 };
 
 struct Fiber {
-  ucontext_t context;
-  jmp_buf resume;
-  bool started = false;
-  std::unique_ptr<char[]> stack;
-  void* sanitizer = nullptr;  // its name for this fiber, or for what is on its stack
+  std::unique_ptr<Stack> stack;
   dim3 thread;
   int index = 0;
   Wait wait = Wait::nothing;
@@ -119,8 +106,6 @@ struct Block {
   std::vector<Fiber> fibers;
   std::map<std::pair<int, uint32_t>, Rendezvous> warps;  // of a warp and a mask
   std::unique_ptr<unsigned char, void (*)(void*)> shared{nullptr, free};
-  jmp_buf scheduler;
-  ucontext_t scheduler_context;
   char order[2];  // addresses that stand for every other barrier
   std::function<void()> kernel;
   std::string error;
@@ -129,91 +114,13 @@ struct Block {
 
 inline Block* block = nullptr;
 inline Fiber* fiber = nullptr;
-inline std::mt19937 random(1);  // tests seed it
-inline constexpr size_t kStackBytes = 256 << 10;
-inline char launches;  // an address that stands for the order of one launch after the other
+inline std::mt19937 random(1);         // tests seed it
+inline char launch_begin, launch_end;  // addresses that stand for the order of one launch after the other
 
-// What the sanitizers have to be told. Unseen: the emulator's own business. order_after and order_before: what happens here
-// comes after what was ordered before the same address.
-#if defined(__SANITIZE_ADDRESS__)
-inline void* scheduler_fake = nullptr;
-inline const void* scheduler_stack = nullptr;
-inline size_t scheduler_bytes = 0;
-inline void leave_scheduler(Fiber& to) {
-  __sanitizer_start_switch_fiber(&scheduler_fake, to.stack.get(), kStackBytes);
-}
-inline void enter_scheduler() { __sanitizer_finish_switch_fiber(scheduler_fake, nullptr, nullptr); }
-inline void leave_fiber() {
-  __sanitizer_start_switch_fiber(&fiber->sanitizer, scheduler_stack, scheduler_bytes);
-}
-inline void enter_fiber() {
-  __sanitizer_finish_switch_fiber(fiber->sanitizer, &scheduler_stack, &scheduler_bytes);
-}
-#elif defined(__SANITIZE_THREAD__)
-inline void* scheduler_thread = nullptr;
-inline void leave_scheduler(Fiber& to) {
-  if (!to.started) to.sanitizer = __tsan_create_fiber(0);
-  __tsan_switch_to_fiber(to.sanitizer, __tsan_switch_to_fiber_no_sync);
-}
-inline void enter_scheduler() {}
-inline void leave_fiber() { __tsan_switch_to_fiber(scheduler_thread, __tsan_switch_to_fiber_no_sync); }
-inline void enter_fiber() {}
-#else
-inline void leave_scheduler(Fiber&) {}
-inline void enter_scheduler() {}
-inline void leave_fiber() {}
-inline void enter_fiber() {}
-#endif
-
-#if defined(__SANITIZE_THREAD__)
-inline void order_after(void* address) { __tsan_acquire(address); }
-inline void order_before(void* address) { __tsan_release(address); }
-struct Unseen {
-  Unseen() {
-    AnnotateIgnoreReadsBegin(__FILE__, __LINE__);
-    AnnotateIgnoreWritesBegin(__FILE__, __LINE__);
-  }
-  ~Unseen() {
-    AnnotateIgnoreWritesEnd(__FILE__, __LINE__);
-    AnnotateIgnoreReadsEnd(__FILE__, __LINE__);
-  }
-};
-// The thread sanitizer follows setjmp by stacks of its own, which fibers don't have.
-inline void enter(Fiber& to) {
-  fiber = &to;
-  leave_scheduler(to);
-  to.started = true;
-  swapcontext(&block->scheduler_context, &to.context);
-}
 inline void yield(Wait wait) {
   fiber->wait = wait;
-  leave_fiber();
-  swapcontext(&fiber->context, &block->scheduler_context);
+  fiber->stack->leave();
 }
-#else
-inline void order_after(void*) {}
-inline void order_before(void*) {}
-struct Unseen {
-  Unseen() {}
-};
-// swapcontext asks the kernel for the signal mask, twice a switch: it only starts a fiber, and jumps do the rest.
-inline void enter(Fiber& to) {
-  fiber = &to;
-  leave_scheduler(to);
-  if (!_setjmp(block->scheduler)) {
-    if (to.started) _longjmp(to.resume, 1);
-    to.started = true;
-    setcontext(&to.context);
-  }
-  enter_scheduler();
-}
-inline void yield(Wait wait) {
-  fiber->wait = wait;
-  leave_fiber();
-  if (!_setjmp(fiber->resume)) _longjmp(block->scheduler, 1);
-  enter_fiber();
-}
-#endif
 
 [[noreturn]] inline void stop(const std::string& why) {
   block->error = std::string(block->name) + ": " + why;
@@ -222,14 +129,15 @@ inline void yield(Wait wait) {
 }
 
 inline void run_fiber() {
-  enter_fiber();
+  fiber->stack->entered();
+  order_after(&launch_begin);
   try {
     block->kernel();
   } catch (const std::exception& e) {
     block->error = std::string(block->name) + ": " + e.what();
   }
   if (!fiber->open.empty()) block->error = std::string(block->name) + ": cp.async left uncommitted";
-  order_before(&launches);
+  order_before(&launch_end);
   yield(Wait::done);
 }
 
@@ -244,7 +152,8 @@ inline void run_block() {
     size_t moved = 0;
     for (Fiber* f : order) {
       if (f->wait == Wait::nothing) {
-        enter(*f);
+        fiber = f;
+        f->stack->enter();
         ++moved;
         if (!block->error.empty()) return;
       }
@@ -269,8 +178,8 @@ inline void run_block() {
 // Makes the fibers of a block, and runs it. Stacks are kept: they cost more than most blocks.
 inline void make_and_run(Block& b) {
   const int threads = static_cast<int>(b.size.x * b.size.y * b.size.z);
-  thread_local std::vector<std::unique_ptr<char[]>> stacks;
-  while (stacks.size() < static_cast<size_t>(threads)) stacks.emplace_back(new char[kStackBytes]);
+  thread_local std::vector<std::unique_ptr<Stack>> stacks;
+  while (stacks.size() < static_cast<size_t>(threads)) stacks.push_back(std::make_unique<Stack>());
   b.fibers.resize(static_cast<size_t>(threads));
   for (int i = 0; i < threads; ++i) {
     Fiber& f = b.fibers[static_cast<size_t>(i)];
@@ -278,11 +187,7 @@ inline void make_and_run(Block& b) {
     f.index = i;
     f.thread = dim3(u % b.size.x, u / b.size.x % b.size.y, u / (b.size.x * b.size.y));
     f.stack = std::move(stacks[static_cast<size_t>(i)]);
-    getcontext(&f.context);
-    f.context.uc_stack.ss_sp = f.stack.get();
-    f.context.uc_stack.ss_size = kStackBytes;
-    f.context.uc_link = nullptr;
-    makecontext(&f.context, run_fiber, 0);
+    f.stack->begin(run_fiber);
   }
   block = &b;
   run_block();
@@ -292,28 +197,19 @@ inline void make_and_run(Block& b) {
   }
 }
 
-#if defined(__SANITIZE_THREAD__)
-// A new thread of the host has new __shared__ variables and new stacks, in which the blocks before it left no trace. The
-// sanitizer takes a fiber with the number of a destroyed one for the same: they go when the launch is over, or when there
-// are nearly as many as it can count.
-inline std::vector<void*> sanitizer_fibers;
-inline void destroy_sanitizer_fibers() {
-  for (void* each : sanitizer_fibers) __tsan_destroy_fiber(each);
-  sanitizer_fibers.clear();
-}
+// Under the thread sanitizer a block has a thread of its own, with new __shared__ variables and new stacks, in which the
+// blocks before it left no trace.
 inline void run_on_host_thread(Block& b) {
-  if (sanitizer_fibers.size() > 6000) destroy_sanitizer_fibers();
+#if defined(__SANITIZE_THREAD__)
   std::thread([&b] {
     const Unseen unseen;
-    scheduler_thread = __tsan_get_current_fiber();
+    order_before(&launch_begin);  // the new thread's memory, too, was there before
     make_and_run(b);
-    for (Fiber& f : b.fibers) sanitizer_fibers.push_back(f.sanitizer);
   }).join();
-}
 #else
-inline void destroy_sanitizer_fibers() {}
-inline void run_on_host_thread(Block& b) { make_and_run(b); }
+  make_and_run(b);
 #endif
+}
 
 inline int lane() { return fiber->index % 32; }
 
@@ -339,10 +235,10 @@ const T* exchange(uint32_t mask, const char* operation, const T& value, T* all) 
   if (r.arrived == mask) {
     r.arrived = 0;
     ++r.count;
-    memcpy(r.taken, r.brought, sizeof r.taken);
     for (int i = 0; i < 32; ++i) {
-      if ((mask >> i & 1) && i != self)
-        block->fibers[static_cast<size_t>(warp * 32 + i)].wait = Wait::nothing;
+      if (!(mask >> i & 1)) continue;
+      memcpy(r.taken[i], r.brought[i], sizeof(T));
+      if (i != self) block->fibers[static_cast<size_t>(warp * 32 + i)].wait = Wait::nothing;
     }
   } else {
     yield(Wait::warp);
@@ -362,179 +258,6 @@ T shuffled(uint32_t mask, const char* operation, T value, int from) {
 }
 
 }  // namespace emulated
-
-#define threadIdx (::emulated::fiber->thread)
-#define blockIdx (::emulated::block->index)
-#define blockDim (::emulated::block->size)
-#define gridDim (::emulated::block->grid)
-
-inline void __syncthreads() {
-  void* order = &emulated::block->order[emulated::fiber->barriers++ % 2];
-  emulated::order_before(order);
-  emulated::yield(emulated::Wait::block);
-  emulated::order_after(order);
-}
-inline void __syncwarp(uint32_t mask = 0xFFFFFFFFu) {
-  int all[32];
-  emulated::Rendezvous& r = emulated::block->warps[{emulated::fiber->index / 32, mask}];
-  void* order = &r.order[r.count % 2];
-  emulated::order_before(order);
-  emulated::exchange(mask, "__syncwarp", 0, all);
-  emulated::order_after(order);
-}
-inline void __threadfence() {
-  emulated::fiber->fenced = true;
-  if (emulated::fiber->last_atomic) emulated::order_after(emulated::fiber->last_atomic);
-}
-inline void __threadfence_block() {}
-
-template <class T>
-T __shfl_sync(uint32_t mask, T value, int from) {
-  return emulated::shuffled(mask, "__shfl_sync", value, from);
-}
-template <class T>
-T __shfl_xor_sync(uint32_t mask, T value, int lanes) {
-  return emulated::shuffled(mask, "__shfl_xor_sync", value, emulated::lane() ^ lanes);
-}
-template <class T>
-T __shfl_down_sync(uint32_t mask, T value, int lanes) {
-  const int from = emulated::lane() + lanes;
-  return emulated::shuffled(mask, "__shfl_down_sync", value, from < 32 ? from : emulated::lane());
-}
-template <class T>
-T __shfl_up_sync(uint32_t mask, T value, int lanes) {
-  const int from = emulated::lane() - lanes;
-  return emulated::shuffled(mask, "__shfl_up_sync", value, from >= 0 ? from : emulated::lane());
-}
-inline uint32_t __ballot_sync(uint32_t mask, int predicate) {
-  int all[32] = {};
-  emulated::exchange(mask, "__ballot_sync", predicate, all);
-  uint32_t votes = 0;
-  for (int i = 0; i < 32; ++i) votes |= static_cast<uint32_t>(all[i] != 0) << i;
-  return votes & mask;
-}
-inline int __any_sync(uint32_t mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
-inline int __all_sync(uint32_t mask, int predicate) { return __ballot_sync(mask, predicate) == mask; }
-template <class T>
-T emulated_reduce(uint32_t mask, const char* operation, T value, T (*combine)(T, T)) {
-  T all[32];
-  emulated::exchange(mask, operation, value, all);
-  bool first = true;
-  T result = value;
-  for (int i = 0; i < 32; ++i) {
-    if (!(mask >> i & 1)) continue;
-    result = first ? all[i] : combine(result, all[i]);
-    first = false;
-  }
-  return result;
-}
-inline uint32_t __reduce_max_sync(uint32_t mask, uint32_t v) {
-  return emulated_reduce<uint32_t>(mask, "__reduce_max_sync", v,
-                                   [](uint32_t a, uint32_t b) { return a > b ? a : b; });
-}
-inline uint32_t __reduce_add_sync(uint32_t mask, uint32_t v) {
-  return emulated_reduce<uint32_t>(mask, "__reduce_add_sync", v,
-                                   [](uint32_t a, uint32_t b) { return a + b; });
-}
-inline int __reduce_add_sync(uint32_t mask, int v) {
-  return emulated_reduce<int>(mask, "__reduce_add_sync", v, [](int a, int b) { return a + b; });
-}
-
-// What every atomic does around `update`, which reads and writes *p at once.
-template <class T, class F>
-T emulated_atomic(T* p, F update) {
-  if (emulated::fiber->fenced) emulated::order_before(p);
-  T old;
-  __atomic_load(p, &old, __ATOMIC_RELAXED);
-  T changed = update(old);
-  __atomic_store(p, &changed, __ATOMIC_RELAXED);
-  emulated::fiber->last_atomic = p;
-  return old;
-}
-template <class T>
-T atomicAdd(T* p, T v) {
-  return emulated_atomic(p, [v](T old) { return static_cast<T>(old + v); });
-}
-template <class T>
-T atomicMax(T* p, T v) {
-  return emulated_atomic(p, [v](T old) { return old > v ? old : v; });
-}
-template <class T>
-T atomicMin(T* p, T v) {
-  return emulated_atomic(p, [v](T old) { return old < v ? old : v; });
-}
-template <class T>
-T atomicOr(T* p, T v) {
-  return emulated_atomic(p, [v](T old) { return static_cast<T>(old | v); });
-}
-template <class T>
-T atomicExch(T* p, T v) {
-  return emulated_atomic(p, [v](T) { return v; });
-}
-template <class T>
-T atomicCAS(T* p, T expected, T v) {
-  return emulated_atomic(p, [expected, v](T old) { return old == expected ? v : old; });
-}
-
-template <class T>
-T __ldg(const T* p) {
-  return *p;
-}
-template <class T>
-T __ldcs(const T* p) {
-  return *p;
-}
-template <class T>
-void __stcs(T* p, T v) {
-  *p = v;
-}
-
-inline int __popc(uint32_t v) { return __builtin_popcount(v); }
-inline int __clz(uint32_t v) { return v ? __builtin_clz(v) : 32; }
-inline int __ffs(uint32_t v) { return __builtin_ffs(static_cast<int>(v)); }
-inline uint32_t __brev(uint32_t v) {
-  uint32_t r = 0;
-  for (int i = 0; i < 32; ++i) r |= (v >> i & 1) << (31 - i);
-  return r;
-}
-inline uint32_t __byte_perm(uint32_t a, uint32_t b, uint32_t selector) {
-  const uint64_t bytes = static_cast<uint64_t>(b) << 32 | a;
-  uint32_t r = 0;
-  for (int i = 0; i < 4; ++i) {
-    const uint32_t s = selector >> (4 * i) & 15;
-    uint32_t byte = static_cast<uint32_t>(bytes >> (8 * (s & 7)) & 0xFF);
-    if (s & 8) byte = byte & 0x80 ? 0xFF : 0;
-    r |= byte << (8 * i);
-  }
-  return r;
-}
-inline int __dp4a(int a, int b, int c) {
-  for (int i = 0; i < 4; ++i) c += static_cast<int8_t>(a >> (8 * i)) * static_cast<int8_t>(b >> (8 * i));
-  return c;
-}
-inline uint32_t __float_as_uint(float v) {
-  uint32_t u;
-  memcpy(&u, &v, sizeof u);
-  return u;
-}
-inline float __uint_as_float(uint32_t u) {
-  float v;
-  memcpy(&v, &u, sizeof v);
-  return v;
-}
-inline int __float2int_rn(float v) {
-  if (v != v) return 0;
-  if (!(v < 0x1p31f)) return 0x7FFFFFFF;
-  return v < -0x1p31f ? -0x7FFFFFFF - 1 : static_cast<int>(__builtin_nearbyintf(v));
-}
-inline float __int2float_rn(int v) { return static_cast<float>(v); }
-inline float __fmul_rn(float a, float b) { return a * b; }
-inline float __fadd_rn(float a, float b) { return a + b; }
-inline float __fsub_rn(float a, float b) { return a - b; }
-inline float __fdiv_rn(float a, float b) { return a / b; }
-inline float __fsqrt_rn(float a) { return __builtin_sqrtf(a); }
-inline float __fmaf_rn(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
-inline double __dadd_rn(double a, double b) { return a + b; }
 
 namespace octavo {
 namespace cuda {
@@ -570,6 +293,7 @@ void launch(const Context&, const char* name, dim3 grid, dim3 size, int64_t shar
     }
   }
   std::shuffle(order.begin(), order.end(), emulated::random);
+  emulated::reuse_fibers();
   for (const dim3& index : order) {
     const auto owner =
         std::make_unique<emulated::Block>();  // on the heap: the sanitizer forgets what it freed
@@ -586,80 +310,10 @@ void launch(const Context&, const char* name, dim3 grid, dim3 size, int64_t shar
     emulated::run_on_host_thread(b);
     if (!b.error.empty()) throw std::runtime_error(b.error);
   }
-  emulated::destroy_sanitizer_fibers();
-  emulated::order_after(&emulated::launches);
+  emulated::order_after(&emulated::launch_end);
 }
 
-namespace ptx {
-
-inline uint4 ld_global_nc_no_allocate(const void* p) {
-  uint4 v;
-  if (reinterpret_cast<uintptr_t>(p) % 16) emulated::stop("ld.global.v4: a misaligned address");
-  memcpy(&v, p, sizeof v);
-  return v;
-}
-
-inline uint4 ld_global_nc_no_allocate(const void* p, bool valid) {
-  return valid ? ld_global_nc_no_allocate(p) : uint4{0, 0, 0, 0};
-}
-
-inline void arrive(const emulated::CpAsync& copy) {
-  if (copy.valid) {
-    memcpy(copy.to, copy.from, 16);
-  } else {
-    memset(copy.to, 0, 16);
-  }
-}
-inline void cp_async_16(void* shared, const void* global, bool valid) {
-  if (reinterpret_cast<uintptr_t>(shared) % 16 || (valid && reinterpret_cast<uintptr_t>(global) % 16))
-    emulated::stop("cp.async: a misaligned address");
-  emulated::fiber->open.push_back({shared, global, valid});
-  if (emulated::coin()) arrive(emulated::fiber->open.back());
-}
-inline void cp_async_commit() {
-  emulated::fiber->groups.push_back(std::move(emulated::fiber->open));
-  emulated::fiber->open.clear();
-}
-template <int kPending>
-void cp_async_wait() {
-  auto& groups = emulated::fiber->groups;
-  while (groups.size() > kPending) {
-    for (const emulated::CpAsync& copy : groups.front()) arrive(copy);
-    groups.erase(groups.begin());
-  }
-}
-
-inline void ldmatrix_x4(uint32_t (&r)[4], const void* shared_row) {
-  if (reinterpret_cast<uintptr_t>(shared_row) % 16) emulated::stop("ldmatrix: a misaligned row");
-  const void* rows[32];
-  emulated::exchange(0xFFFFFFFFu, "ldmatrix", shared_row, rows);
-  const int l = emulated::lane();
-  for (int i = 0; i < 4; ++i) memcpy(&r[i], static_cast<const char*>(rows[8 * i + l / 4]) + 4 * (l % 4), 4);
-}
-
-struct MmaOperands {
-  int8_t a[4][4], b[2][4];
-};
-inline void mma_m16n8k32_s8(int32_t (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  MmaOperands mine, all[32];
-  memcpy(mine.a, a, sizeof mine.a);
-  memcpy(mine.b, b, sizeof mine.b);
-  emulated::exchange(0xFFFFFFFFu, "mma", mine, all);
-  const int g = emulated::lane() / 4, t = emulated::lane() % 4;
-  for (int i = 0; i < 4; ++i) {
-    const int row_half = i / 2, column = 2 * t + i % 2;
-    uint32_t sum = static_cast<uint32_t>(c[i]);  // wraps as the hardware does
-    for (int k = 0; k < 32; ++k) {
-      const int8_t left = all[g * 4 + k % 16 / 4].a[row_half + 2 * (k / 16)][k % 4];
-      const int8_t right = all[column * 4 + k % 16 / 4].b[k / 16][k % 4];
-      sum += static_cast<uint32_t>(left * right);
-    }
-    c[i] = static_cast<int32_t>(sum);
-  }
-}
-
-inline void forget(uint4&) {}
-
-}  // namespace ptx
 }  // namespace cuda
 }  // namespace octavo
+
+#include "emulated_device.h"

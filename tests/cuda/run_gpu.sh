@@ -52,7 +52,7 @@ failed="" shown=15
 step build 240 env CMAKE_BUILD_PARALLEL_LEVEL="$(nproc)" NVCC_APPEND_FLAGS=--threads=4 \
   "$python" -m pip install --no-build-isolation --no-deps --no-index --disable-pip-version-check --upgrade \
   --target build/gpu-site --config-settings=build-dir=build/gpu --config-settings=cmake.define.OCTAVO_CUDA=ON .
-step test 180 env OCTAVO_TEST_EXAMPLES=100 "$python" -m pytest -p no:cacheprovider -q tests/test_cuda.py
+step test 200 env OCTAVO_TEST_EXAMPLES=100 "$python" -m pytest -W default -p no:cacheprovider -q tests/test_cuda.py
 
 # The sanitizers come last, and a minute is kept for each; a case of the benchmark that has begun is not cut short.
 reserve=0

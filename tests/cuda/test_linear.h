@@ -84,7 +84,7 @@ inline void test_plans(Harness& t) {
   for (int round = 0; round < 300; ++round) {
     const int64_t m = t.below(600) + 1, n = t.below(3000) + 1, k = t.below(t.coin() ? kMaxK : 3000) + 1;
     const int multiprocessors = t.pick<int>({1, 3, 108, 132});
-    const cuda::GemmPlan gemm = cuda::plan_gemm(m, n, k, multiprocessors);
+    const cuda::GemmPlan gemm = cuda::plan_gemm(m, n, k, multiprocessors, 90);
     t.check(covers(gemm.steps, gemm.splits, cuda::ceil_div(k, cuda::kTileK)), "splits of gemm");
     for (int capability : {80, 86, 89, 90, 100, 120}) {
       const int64_t rows = m % cuda::kGemvMaxM + 1;
@@ -96,9 +96,9 @@ inline void test_plans(Harness& t) {
   }
   const cuda::GemvPlan decode = cuda::plan_gemv(1, 4096, 4096, 132, 90);
   t.check(decode.warps_n == 1 && decode.splits == 1, "one row: all weights of a block are under way at once");
-  t.check(cuda::plan_gemm(4096, 4096, 4096, 132).big, "large products take large tiles");
-  t.check(!cuda::plan_gemm(32, 768, 768, 132).big, "small ones small tiles");
-  t.check(cuda::plan_gemm(128, 8192, 21760, 132).splits > 1, "few tiles are split along k");
+  t.check(cuda::plan_gemm(4096, 4096, 4096, 132, 90).big, "large products take large tiles");
+  t.check(!cuda::plan_gemm(32, 768, 768, 132, 90).big, "small ones small tiles");
+  t.check(cuda::plan_gemm(128, 8192, 21760, 132, 90).splits > 1, "few tiles are split along k");
 }
 
 // ---- packing ----
@@ -325,7 +325,8 @@ inline void test_linear(Harness& t) {
   }
   const auto check_gemm = [&](const LinearCase& shape, int multiprocessors, bool big, bool split) {
     t.context.multiprocessors = multiprocessors;
-    const cuda::GemmPlan plan = cuda::plan_gemm(shape.m, shape.n[0], shape.k, multiprocessors);
+    const cuda::GemmPlan plan =
+        cuda::plan_gemm(shape.m, shape.n[0], shape.k, multiprocessors, t.context.capability);
     t.check(plan.big == big && (plan.splits > 1) == split, shape.name() + ": the plan that is meant");
     check_linear(t, shape);
   };
