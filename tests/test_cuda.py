@@ -192,7 +192,6 @@ def test_a_row_does_not_depend_on_the_others(m, activation):
         assert torch.equal(alone[0].view(torch.int32), whole[i].view(torch.int32))
 
 
-@pytest.mark.skipif(not hasattr(octavo, "rms_norm_quantize"), reason="this octavo has no norms")
 @pytest.mark.parametrize("cols", [1, 2, 31, 64, 129, 768, 1024, 4096, 8192, 8200, 20000])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_norms(cols, dtype):
@@ -415,6 +414,30 @@ def test_a_product_of_more_than_two_to_the_31_elements():
     found = octavo.int_mm(there(a), packed)
     for some in (slice(0, 2), slice(m - 2, m)):
         assert_equal(found[some], octavo.int_mm(a[some], weight.t()))
+
+
+@pytest.mark.parametrize(("m", "n", "k"), [(4, 8192, 11008), (16, 8192, 11008), (16, 8192, 8192)])
+def test_blocks_that_nearly_need_more_shared_memory_than_is_free(m, n, k):
+    """48 KiB are free, static and dynamic together; of these shapes the dynamic part alone is less."""
+    a, weight = ints(m, k), ints(n, k, seed=1)
+    assert_equal(octavo.int_mm(there(a), octavo.pack_weight(there(weight))), octavo.int_mm(a, weight.t()))
+
+
+@torch.no_grad()
+def test_out_is_filled_without_a_temporary():
+    x = there(floats(2048, 2048))
+    data, scale = torch.empty_like(x, dtype=torch.int8), x.new_empty(2048, dtype=torch.float32)
+    mask = torch.empty_like(x, dtype=torch.bool)
+    for call in (
+        lambda: octavo.quantize(x, out=(data, scale)),
+        lambda: octavo.prune_mask(x, threshold=0.5, out=mask),
+    ):
+        call()
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        assert torch.cuda.max_memory_allocated() - before < 1 << 20
 
 
 def test_a_deep_product():

@@ -128,10 +128,10 @@ class Int8Linear(nn.Module):
         if needs_dispatcher(x, stored, bias):
             y: Tensor = torch_ops.int8_linear_op(x, stored, scale, bias, activation=self.activation)
             return y
-        if on_cuda(stored):  # no PackedWeight: to check a header would wait for the device
-            return ops._int8_linear(x, stored, scale, bias, self.activation)  # type: ignore[no-any-return]
         checked = self._checked
         if checked is None or checked[0] is not stored or checked[1] is not scale:
+            if on_cuda(stored):  # no PackedWeight: to check a header would wait for the device
+                return ops._int8_linear(x, stored, scale, bias, self.activation)  # type: ignore[no-any-return]
             checked = self._checked = (stored, scale, PackedWeight(stored, scale))
         return ops._int8_linear(x, checked[2], None, bias, self.activation)  # type: ignore[no-any-return]
 
