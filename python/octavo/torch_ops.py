@@ -17,8 +17,8 @@ from torch import Tensor
 from . import ops
 from .arrays import FLOATS
 from .norm import check_norm, check_norm_outs
-from .pruning import _check_units, _number, _selection
 from .quantization import Quantized, _grouping, _seed
+from .selection import _check_units, _number, _selection
 from .torch_library import _check_kinds, _define, _dtype, _fill, _fill_quantized, _no_gradient, _none
 from .torch_products import (
     int8_linear,

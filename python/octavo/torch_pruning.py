@@ -14,7 +14,7 @@ from torch.nn.utils.prune import BasePruningMethod, PruningContainer
 
 from . import ops
 from .arrays import check_out, dtype_name, float_code, kind_of, needs_dispatcher
-from .pruning import Selection, _check_units, _number, _selection, _shape_2d, _unit_shape
+from .selection import Selection, _check_units, _number, _selection, _shape_2d, _unit_shape
 
 # ---- methods for torch.nn.utils.prune ----
 
