@@ -40,7 +40,7 @@ def explanations(subject: Any) -> list[Explanation]:
 def _module_rows(model: Any) -> list[Explanation]:
     import torch
 
-    from .nn import Int8Linear, why_float
+    from .nn.linear import Int8Linear, why_float
 
     rows = []
     for name, module in model.named_modules():

@@ -1,56 +1,19 @@
-"""Linear layers that hold and multiply int8, and the call that puts them into a model; pruning of modules."""
+"""Int8Linear: a linear layer that holds and multiplies int8."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from . import ops, torch_ops
-from .arrays import needs_dispatcher, on_cuda
-from .linear import ACTIVATIONS, CUDA_ROW
-from .packed import PackedWeight, pack_buffer
-from .torch_pruning import (
-    L1SemiStructured,
-    L1Structured,
-    L1Unstructured,
-    PruningMask,
-    RatioUnstructured,
-    ThresholdUnstructured,
-    l1_unstructured,
-    prune_model_,
-)
-
-__all__ = [
-    "Int8Dynamic",
-    "Int8Linear",
-    "L1SemiStructured",
-    "L1Structured",
-    "L1Unstructured",
-    "PruningMask",
-    "RatioUnstructured",
-    "ThresholdUnstructured",
-    "l1_unstructured",
-    "prune_model_",
-    "quantize_",
-]
-
-Filter = Callable[[nn.Module, str], bool]
-
-
-@dataclass(frozen=True)
-class Int8Dynamic:
-    """int8 weights with one scale per output row; activations quantized per row, in every call.
-
-    Weights and activations are symmetric; biases stay in the model's dtype.
-    """
-
-
-_DEFAULT = Int8Dynamic()
+from .. import ops, torch_ops
+from ..arrays import needs_dispatcher, on_cuda
+from ..linear import ACTIVATIONS, CUDA_ROW
+from ..packed import PackedWeight, pack_buffer
+from .configs import DEFAULT, Config, check_config
 
 
 class Int8Linear(nn.Module):
@@ -94,10 +57,10 @@ class Int8Linear(nn.Module):
 
     @classmethod
     def from_float(
-        cls, linear: nn.Linear, config: Int8Dynamic = _DEFAULT, *, activation: str | None = None
+        cls, linear: nn.Linear, config: Config = DEFAULT, *, activation: str | None = None
     ) -> Int8Linear:
         """The int8 form of a linear layer. ValueError for a weight with NaN or Inf."""
-        _check_config(config)
+        check_config(config)
         if not isinstance(linear, nn.Linear):
             raise TypeError(f"linear: expected a torch.nn.Linear, got {type(linear).__name__}")
         with torch.no_grad():
@@ -196,46 +159,6 @@ def _stored_form(weight: Tensor) -> Tensor:
     return pack_buffer(weight, "auto")  # type: ignore[no-any-return]
 
 
-def quantize_(
-    model: nn.Module, config: Int8Dynamic = _DEFAULT, *, filter_fn: Filter | None = None
-) -> nn.Module:
-    """Replaces the linear layers of `model` by int8 ones, in place, and returns the model.
-
-    filter_fn(module, fqn) chooses among the torch.nn.Linear modules (default: all). A module used in several
-    places stays one module; filter_fn sees it under its first name. A model that is a Linear itself comes
-    back as a new module. Layers with a forward of their own, and the out_proj that
-    torch.nn.MultiheadAttention reads without calling it, stay float. ValueError if there is nothing to
-    replace, or for a weight with NaN or Inf; the model is unchanged then.
-    """
-    _check_config(config)
-    new: dict[int, nn.Module] = {}
-    for fqn, module in model.named_modules():
-        if _is_plain_linear(module) and (filter_fn is None or filter_fn(module, fqn)):
-            assert isinstance(module, nn.Linear)
-            try:
-                new[id(module)] = Int8Linear.from_float(module, config)
-            except (TypeError, ValueError) as error:
-                raise type(error)(f"model: layer {fqn!r}: {error}") from error
-    if not new:
-        raise ValueError("model: expected at least one torch.nn.Linear that filter_fn accepts, got none")
-    for module in list(model.modules()):
-        for name, child in module._modules.items():
-            if child is not None and id(child) in new:
-                module._modules[name] = new[id(child)]
-    for module in model.modules():
-        _leave_fused_path(module)
-    return new.get(id(model), model)
-
-
-def _check_config(config: object) -> None:
-    if not isinstance(config, Int8Dynamic):
-        raise TypeError(f"config: expected an octavo.Int8Dynamic, got {config!r}")
-
-
-def _is_plain_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) and not why_float(module)
-
-
 def why_float(module: nn.Linear) -> str:
     """Why quantize_ cannot replace this layer; "" if it can."""
     if isinstance(module, NonDynamicallyQuantizableLinear):
@@ -243,13 +166,3 @@ def why_float(module: nn.Linear) -> str:
     if type(module).forward is not nn.Linear.forward or "forward" in module.__dict__:
         return f"float: {type(module).__name__} has a forward of its own, which int8 would not run"
     return ""
-
-
-def _leave_fused_path(module: nn.Module) -> None:
-    # in eval mode these two hand the weights of their linears to a fused float kernel and call no linear
-    if not any(isinstance(child, Int8Linear) for child in module.modules()):
-        return
-    if isinstance(module, nn.TransformerEncoderLayer):
-        module.activation_relu_or_gelu = 0
-    elif isinstance(module, nn.TransformerEncoder):
-        module.use_nested_tensor = False
