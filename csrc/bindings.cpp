@@ -237,12 +237,13 @@ void bind_linear(py::module_& m) {
   // Both end in the same arguments: weight, epilogue, output.
   m.def("int8_linear",
         [](Address x, int x_dtype, int64_t rows, int64_t n, int64_t k, int64_t row_stride, int64_t col_stride,
-           Address buffer, int64_t nbytes, Address w_scale, Address bias, int bias_dtype, int activation,
-           Address out, int out_dtype, int64_t out_row_stride, int threads) {
+           bool symmetric, Address buffer, int64_t nbytes, Address w_scale, Address bias, int bias_dtype,
+           int activation, Address out, int out_dtype, int64_t out_row_stride, int threads) {
           const LinearTarget target = linear_target(n, k, buffer, nbytes, w_scale, bias, bias_dtype,
                                                     activation, out, out_dtype, out_row_stride);
           LinearArgs args = linear_args(rows, k, &target, 1);
           args.quantize_x = true;
+          args.asymmetric_x = !symmetric;
           args.x = {at<const void>(x), float_dtype_of(x_dtype), rows, k, row_stride, col_stride};
           const py::gil_scoped_release release;
           linear(args, threads);
@@ -250,20 +251,22 @@ void bind_linear(py::module_& m) {
   // What belongs to a weight comes as a tuple: n, buffer, nbytes, w_scale, bias, bias_dtype, activation, out,
   // out_row_stride.
   using Target = std::tuple<int64_t, Address, int64_t, Address, Address, int, int, Address, int64_t>;
-  m.def("int8_linears", [](Address x, int x_dtype, int64_t rows, int64_t k, int64_t row_stride,
-                           int64_t col_stride, const std::vector<Target>& list, int out_dtype, int threads) {
-    std::vector<LinearTarget> targets;
-    targets.reserve(list.size());
-    for (const auto& [n, buffer, nbytes, w_scale, bias, bias_dtype, activation, out, stride] : list) {
-      targets.push_back(
-          linear_target(n, k, buffer, nbytes, w_scale, bias, bias_dtype, activation, out, out_dtype, stride));
-    }
-    LinearArgs args = linear_args(rows, k, targets.data(), targets.size());
-    args.quantize_x = true;
-    args.x = {at<const void>(x), float_dtype_of(x_dtype), rows, k, row_stride, col_stride};
-    const py::gil_scoped_release release;
-    linear(args, threads);
-  });
+  m.def("int8_linears",
+        [](Address x, int x_dtype, int64_t rows, int64_t k, int64_t row_stride, int64_t col_stride,
+           bool symmetric, const std::vector<Target>& list, int out_dtype, int threads) {
+          std::vector<LinearTarget> targets;
+          targets.reserve(list.size());
+          for (const auto& [n, buffer, nbytes, w_scale, bias, bias_dtype, activation, out, stride] : list) {
+            targets.push_back(linear_target(n, k, buffer, nbytes, w_scale, bias, bias_dtype, activation, out,
+                                            out_dtype, stride));
+          }
+          LinearArgs args = linear_args(rows, k, targets.data(), targets.size());
+          args.quantize_x = true;
+          args.asymmetric_x = !symmetric;
+          args.x = {at<const void>(x), float_dtype_of(x_dtype), rows, k, row_stride, col_stride};
+          const py::gil_scoped_release release;
+          linear(args, threads);
+        });
   m.def("scaled_int_mm", [](Address a, bool a_signed, int64_t rows, int64_t n, int64_t k, int64_t row_stride,
                             int64_t col_stride, Address a_scale, Address a_zero_point, Address buffer,
                             int64_t nbytes, Address w_scale, Address bias, int bias_dtype, int activation,

@@ -328,15 +328,17 @@ void bind_linear(py::module_& m) {
   using Target = std::tuple<int64_t, Address, int64_t, Address, Address, int, int, Address, int64_t>;
   m.def("int8_linears",
         [](Address x, int x_dtype, int64_t rows, int64_t k, int64_t row_stride, int64_t col_stride,
-           const std::vector<Target>& list, int out_dtype, const Where& where) {
+           bool symmetric, const std::vector<Target>& list, int out_dtype, const Where& where) {
           std::vector<LinearTarget> targets;
           targets.reserve(list.size());
           for (const auto& [n, weight, nbytes, w_scale, bias, bias_dtype, activation, out, stride] : list) {
             targets.push_back(linear_target(n, k, weight, nbytes, w_scale, bias, bias_dtype, activation, out,
                                             out_dtype, stride));
+            check(targets.back().colsum || symmetric, "weight", "a packed one with zero points", nbytes);
           }
           LinearArgs args = {};
           args.quantize_x = true;
+          args.asymmetric_x = !symmetric;
           args.x = {at<const void>(x), float_dtype_of(x_dtype), rows, k, row_stride, col_stride};
           args.m = rows;
           args.k = k;

@@ -280,9 +280,9 @@ struct LinearTarget {
 };
 
 // A [m, k] times each weight of a list: A is read and staged once for all of them. A is float x, quantized per row on the
-// fly, or int8 / uint8 a.
+// fly (asymmetric_x: with a zero point), or int8 / uint8 a.
 struct LinearArgs {
-  bool quantize_x;
+  bool quantize_x, asymmetric_x;
   FloatRows x;
   const void* a;
   bool a_signed;

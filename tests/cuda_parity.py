@@ -165,21 +165,21 @@ def check_int8_linear(on: Adapter, data) -> None:
     ]
     biases = [draw_bias(data, len(scale)) for _, scale, _ in drawn]
     activations = [data.draw(st.sampled_from([*EXACT, *SMOOTH])) for _ in drawn]
-    out_dtype = data.draw(st.sampled_from(OUT_DTYPES))
+    out_dtype, symmetric = data.draw(st.sampled_from(OUT_DTYPES)), data.draw(st.booleans())
     pres = [
-        reference.int8_linear(x, weight, scale, bias, None, "float32")
+        reference.int8_linear(x, weight, scale, bias, None, "float32", symmetric)
         for (weight, scale, _), bias in zip(drawn, biases, strict=True)
     ]
     there = [None if bias is None else on.put(bias) for bias in biases]
     outs = [on.filled(pre.shape, out_dtype) for pre in pres]
     if count == 1:
         args = (on.put(x), drawn[0][2], there[0])
-        more = {"activation": activations[0], "out_dtype": out_dtype}
+        more = {"activation": activations[0], "out_dtype": out_dtype, "symmetric": symmetric}
         actuals = [octavo.int8_linear(*args, **more)]
         assert octavo.int8_linear(*args, **more, out=outs[0]) is outs[0]
     else:
         args = (on.put(x), [w for *_, w in drawn], there)
-        more = {"activation": activations, "out_dtype": out_dtype}
+        more = {"activation": activations, "out_dtype": out_dtype, "symmetric": symmetric}
         actuals = octavo.int8_linear(*args, **more)
         assert all(a is b for a, b in zip(octavo.int8_linear(*args, **more, out=outs), outs, strict=True))
     for actual, out, pre, activation in zip(actuals, outs, pres, activations, strict=True):

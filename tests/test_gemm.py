@@ -181,12 +181,12 @@ def linear_case(draw, activations):
 
 
 @settings(max_examples=800)
-@given(linear_case(EXACT), st.sampled_from([0, 0, 2]))
-def test_int8_linear(case, pad):
+@given(linear_case(EXACT), st.sampled_from([0, 0, 2]), st.booleans())
+def test_int8_linear(case, pad, symmetric):
     x, weight, weight_scale, bias, activation, out_dtype = case
-    pre = reference.int8_linear(x, weight, weight_scale, bias)
+    pre = reference.int8_linear(x, weight, weight_scale, bias, symmetric=symmetric)
     packed = octavo.pack_weight(weight, weight_scale)
-    args = {"activation": activation, "out_dtype": out_dtype}
+    args = {"activation": activation, "out_dtype": out_dtype, "symmetric": symmetric}
     check_everywhere(lambda: octavo.int8_linear(x, packed, bias, **args), pre, activation, out_dtype)
     out = poisoned(pre.shape, dtype_of(out_dtype), pad)
     check_everywhere(lambda: octavo.int8_linear(x, packed, bias, **args, out=out), pre, activation, out_dtype)
@@ -231,12 +231,12 @@ def test_activations_of_any_float(activation, out_dtype):
 
 
 @settings(max_examples=100)
-@given(linear_case((*EXACT, *SMOOTH)))
-def test_a_row_does_not_depend_on_the_others(case):
+@given(linear_case((*EXACT, *SMOOTH)), st.booleans())
+def test_a_row_does_not_depend_on_the_others(case, symmetric):
     x, weight, weight_scale, bias, activation, out_dtype = case
     x = x.reshape(-1, x.shape[-1]) if x.size else x.reshape(0, x.shape[-1])
     packed = octavo.pack_weight(weight, weight_scale)
-    args = {"activation": activation, "out_dtype": out_dtype}
+    args = {"activation": activation, "out_dtype": out_dtype, "symmetric": symmetric}
     for isa in isas():
         with running(isa, 2):
             whole = octavo.int8_linear(x, packed, bias, **args)
@@ -275,12 +275,12 @@ def shared_case(draw):
 
 
 @settings(max_examples=300)
-@given(shared_case(), st.sampled_from([0, 2]))
-def test_weights_that_share_an_input(case, pad):
+@given(shared_case(), st.sampled_from([0, 2]), st.booleans())
+def test_weights_that_share_an_input(case, pad, symmetric):
     x, weights, biases, activations, out_dtype = case
-    args = {"activation": activations, "out_dtype": out_dtype}
+    args = {"activation": activations, "out_dtype": out_dtype, "symmetric": symmetric}
     apart = [
-        octavo.int8_linear(x, w, b, activation=a, out_dtype=out_dtype)
+        octavo.int8_linear(x, w, b, activation=a, out_dtype=out_dtype, symmetric=symmetric)
         for w, b, a in zip(weights, biases, activations, strict=True)
     ]
     outs = [poisoned(y.shape, y.dtype, pad) for y in apart]
@@ -299,7 +299,7 @@ def test_weights_that_share_an_input(case, pad):
     with octavo.use_backend("reference"):
         fallback = octavo.int8_linear(x, weights, biases, **args)
     for w, b, a, y, z in zip(weights, biases, activations, apart, fallback, strict=True):
-        pre = reference.int8_linear(x, *w.unpack(), b)
+        pre = reference.int8_linear(x, *w.unpack(), b, symmetric=symmetric)
         check_epilogue(y, pre, a, y.dtype.name, "native")
         check_epilogue(z, pre, a, y.dtype.name, "reference")
 
@@ -399,22 +399,24 @@ def test_zero_points_at_the_limit_of_k():
 
 @needs_torch
 @settings(max_examples=150)
-@given(linear_case((*EXACT, *SMOOTH)))
-def test_torch_tensors_give_the_same_bits(case):
+@given(linear_case((*EXACT, *SMOOTH)), st.booleans())
+def test_torch_tensors_give_the_same_bits(case, symmetric):
     x, weight, weight_scale, bias, activation, out_dtype = case
     args = {"activation": activation, "out_dtype": out_dtype}
-    expected = octavo.int8_linear(x, octavo.pack_weight(weight, weight_scale), bias, **args)
+    both = {**args, "symmetric": symmetric}
+    expected = octavo.int8_linear(x, octavo.pack_weight(weight, weight_scale), bias, **both)
     tensors = [None if v is None else to_torch(v) for v in (x, weight, weight_scale, bias)]
     packed = octavo.pack_weight(tensors[1], tensors[2])
     assert packed.buffer.data_ptr() % 64 == 0
     for label, actual in on_every_isa(
-        lambda: octavo.int8_linear(tensors[0], packed, tensors[3], **args), threads=(1, 3)
+        lambda: octavo.int8_linear(tensors[0], packed, tensors[3], **both), threads=(1, 3)
     ):
         assert_same(actual, expected, label)
-    data, scale, _ = octavo.quantize(tensors[0])
-    assert_same(octavo.scaled_int_mm(data, scale, packed, tensors[3], **args), expected)
+    data, scale, zero_point = octavo.quantize(tensors[0], symmetric=symmetric)
+    apart = octavo.scaled_int_mm(data, scale, packed, tensors[3], a_zero_point=zero_point, **args)
+    assert_same(apart, expected)
     flat = data.reshape(-1, data.shape[-1]) if data.numel() else data.reshape(0, data.shape[-1])
-    sums = reference.int_mm(reference.quantize(x)[0].reshape(flat.shape), weight.T)
+    sums = reference.int_mm(reference.quantize(x, symmetric=symmetric)[0].reshape(flat.shape), weight.T)
     assert_same(octavo.int_mm(flat, packed), sums)
     assert_same(octavo.int_mm(flat, tensors[1].T), sums)
 
@@ -453,10 +455,10 @@ def test_denormal_scales_and_biases_count_even_where_the_caller_flushes_them():
 
 @needs_torch
 @settings(max_examples=100)
-@given(shared_case())
-def test_torch_tensors_that_share_an_input_give_the_same_bits(case):
+@given(shared_case(), st.booleans())
+def test_torch_tensors_that_share_an_input_give_the_same_bits(case, symmetric):
     x, weights, biases, activations, out_dtype = case
-    args = {"activation": activations, "out_dtype": out_dtype}
+    args = {"activation": activations, "out_dtype": out_dtype, "symmetric": symmetric}
     expected = octavo.int8_linear(x, weights, biases, **args)
     tensor = to_torch(x)
     packed = [octavo.pack_weight(*map(to_torch, w.unpack())) for w in weights]

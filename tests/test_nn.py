@@ -50,14 +50,15 @@ def same_state(a, b):
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 @pytest.mark.parametrize("activation", [None, "relu", "gelu", "gelu_tanh", "silu"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
-@pytest.mark.parametrize("bias", [False, True])
-def test_forward_is_int8_linear(bias, dtype, activation, backend):
+@pytest.mark.parametrize(("bias", "symmetric"), [(False, True), (True, True), (True, False)])
+def test_forward_is_int8_linear(bias, symmetric, dtype, activation, backend):
     source = linear(bias=bias, dtype=dtype)
     x = torch.randn(2, 3, 40).to(dtype)
     with octavo.use_backend(backend):
-        layer = Int8Linear.from_float(source, activation=activation)
+        layer = Int8Linear.from_float(source, Int8Dynamic(symmetric=symmetric), activation=activation)
         packed = octavo.pack_weight(source.weight.detach())
-        expected = octavo.int8_linear(x, packed, source.bias, activation=activation).detach()
+        more = {"activation": activation, "symmetric": symmetric}
+        expected = octavo.int8_linear(x, packed, source.bias, **more).detach()
         assert expected.dtype == (torch.float32 if dtype == torch.float64 else dtype)
         assert torch.equal(layer(x).detach(), expected)
         assert torch.equal(layer(x[0, 0]).detach(), expected[0, 0])

@@ -48,7 +48,7 @@ int64_t strips_of(int64_t n) { return (n + kStripColumns - 1) / kStripColumns; }
 class Product {
  public:
   Product(const LinearArgs& args, int threads) : args_(args), threads_(threads < 1 ? 1 : threads) {
-    const bool wide_range = !args.quantize_x && (!args.a_signed || args.a_zero_point);
+    const bool wide_range = args.quantize_x ? args.asymmetric_x : !args.a_signed || args.a_zero_point;
     const int64_t limit = wide_range ? kMaxKUnsigned : kMaxK;
     if (k_ > limit) fail("k", "at most " + std::to_string(limit) + ", so that int32 sums are exact", k_);
     int64_t n = 0;
@@ -91,6 +91,7 @@ class Product {
     int64_t first, count;
     uint8_t* a;
     float* scales;
+    int32_t* zero_points;  // nullptr: none
   };
 
   // Rows are split: each thread stages a block and multiplies it by all weights. Every thread's share is cut alike, so
@@ -124,8 +125,11 @@ class Product {
   }
 
   Staged staging(int64_t first, int64_t count) const {
+    auto* scales = static_cast<float*>(scratch(Slot::row_scales, count * 8));
+    int32_t* zero_points = nullptr;
+    if (args_.asymmetric_x || args_.a_zero_point) zero_points = reinterpret_cast<int32_t*>(scales + count);
     return {first, count, static_cast<uint8_t*>(scratch(Slot::rows, round_up(count, kRowAlign) * stride_)),
-            static_cast<float*>(scratch(Slot::row_scales, count * 4))};
+            scales, zero_points};
   }
 
   void stage(const Staged& staged, int64_t begin, int64_t end) const {
@@ -133,11 +137,17 @@ class Product {
       uint8_t* row = staged.a + i * stride_;
       const int64_t source = staged.first + i;
       staged.scales[i] = 1.0f;
-      if (args_.quantize_x) {
+      if (args_.asymmetric_x) {
+        const Affine affine =
+            quantize_asymmetric(args_.x, source, 0, k_, 0x80, reinterpret_cast<int8_t*>(row));
+        staged.scales[i] = affine.scale;
+        staged.zero_points[i] = affine.zero_point;
+      } else if (args_.quantize_x) {
         staged.scales[i] = quantize_symmetric(args_.x, source, 0, k_, 0x80, reinterpret_cast<int8_t*>(row));
       } else {
         stage_bytes(args_, source, k_, row);
         if (args_.a_scale) staged.scales[i] = args_.a_scale[source];
+        if (args_.a_zero_point) staged.zero_points[i] = args_.a_zero_point[source];
       }
       // The weights are 0 beyond k, but what meets them should not depend on earlier calls.
       memset(row + k_, 0, static_cast<size_t>(padded_k(k_) - k_));
@@ -155,7 +165,7 @@ class Product {
         Epilogue e;
         e.colsum = packed.colsum;
         e.offset = args_.quantize_x || args_.a_signed ? 128 : 0;
-        e.row_zero_point = args_.a_zero_point ? args_.a_zero_point + staged.first : nullptr;
+        e.row_zero_point = staged.zero_points;
         e.row_scale = staged.scales;
         e.col_scale = target.w_scale;
         e.bias = is_widened(target) ? wide_bias(first) : static_cast<const float*>(target.bias);

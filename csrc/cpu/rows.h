@@ -90,7 +90,21 @@ static inline float quantize_symmetric(const FloatRows& x, int64_t row, int64_t 
   return affine.scale;
 }
 
-// The same where the largest magnitude has to be found first.
+// Quantizes columns [begin, end) of a row by their own scale and zero point, to q[column - begin].
+static inline Affine quantize_asymmetric(const FloatRows& x, int64_t row, int64_t begin, int64_t end,
+                                         uint8_t flip, int8_t* q) {
+  Range range = {0.0f, 0.0f};
+  widen_range(x, nullptr, row, begin, end, &range);
+  const Affine affine = asymmetric_affine(range.lo, range.hi);
+  const float zero = static_cast<float>(affine.zero_point);
+  for_pieces(x, row, begin, end, [&](const void* p, DType dtype, int64_t first, int64_t count) {
+    kernels().quantize->quantize(p, dtype, nullptr, count, affine.inv, zero, -128.0f, flip,
+                                 q + first - begin);
+  });
+  return affine;
+}
+
+// quantize_symmetric where the largest magnitude has to be found first.
 static inline float quantize_symmetric(const FloatRows& x, int64_t row, int64_t begin, int64_t end,
                                        uint8_t flip, int8_t* q, bool streaming = false) {
   uint32_t top = 0;

@@ -73,14 +73,16 @@ __global__ void __launch_bounds__(kCopyThreads)
 constexpr int64_t kFusedBytes = 32 << 10;
 bool is_fused(const LinearArgs& args) {
   const int64_t size = args.x.dtype == DType::f64 ? 8 : args.x.dtype == DType::f32 ? 4 : 2;
-  return args.quantize_x && args.m <= kFusedRows && args.m * args.k * size <= kFusedBytes;
+  return args.quantize_x && !args.asymmetric_x && args.m <= kFusedRows &&
+         args.m * args.k * size <= kFusedBytes;
 }
 
-// int8 rows as the kernels read them, and their scales.
+// int8 rows as the kernels read them, their scales and zero points (or nullptr).
 struct Staged {
   const int8_t* rows;
   int64_t pitch;
   const float* scale;
+  const int32_t* zero_point;
 };
 
 Staged stage(const Context& c, const LinearArgs& args) {
@@ -88,27 +90,28 @@ Staged stage(const Context& c, const LinearArgs& args) {
   if (args.quantize_x) {
     int8_t* const rows = c.workspace<int8_t>(args.m * pitch);
     float* const scale = c.workspace<float>(args.m);
+    int32_t* const zero_point = args.asymmetric_x ? c.workspace<int32_t>(args.m) : nullptr;
     if (args.k != pitch) zero(c, rows, args.m * pitch);  // the ends of the rows
-    quantize(c, {args.x, 1, args.k, nullptr, rows, pitch, scale, nullptr, false, false, false, 0});
-    return {rows, pitch, scale};
+    quantize(c, {args.x, 1, args.k, nullptr, rows, pitch, scale, zero_point, false, false, false, 0});
+    return {rows, pitch, scale, zero_point};
   }
   const auto* a = static_cast<const int8_t*>(args.a);
   const bool whole = args.a_col_stride == 1 && args.k == pitch;
   if (args.a_signed && whole && (reinterpret_cast<intptr_t>(a) | args.a_row_stride) % kChunk == 0) {
-    return {a, args.a_row_stride, args.a_scale};
+    return {a, args.a_row_stride, args.a_scale, args.a_zero_point};
   }
   int8_t* const rows = c.workspace<int8_t>(args.m * pitch);
   const uint8_t flip = args.a_signed ? 0 : 0x80;
   launch_copy_rows(c, {a, args.m, args.k, args.a_row_stride, args.a_col_stride}, flip, rows, args.m, pitch,
                    nullptr);
-  return {rows, pitch, args.a_scale};
+  return {rows, pitch, args.a_scale, args.a_zero_point};
 }
 
 Epilogue epilogue_of(const LinearArgs& args, const Staged& staged, const LinearTarget& target) {
   Epilogue e;
   e.colsum = target.colsum;
   e.offset = args.quantize_x || args.a_signed ? 0 : -128;
-  e.row_zero_point = args.a_zero_point;
+  e.row_zero_point = staged.zero_point;
   e.row_scale = staged.scale;
   e.col_scale = target.w_scale;
   e.bias = target.bias;
@@ -147,7 +150,7 @@ void unpack_weight(const Context& c, const void* buffer, int64_t n, int64_t k, i
 }
 
 void linear(const Context& c, const LinearArgs& args) {
-  const bool wide_range = !args.quantize_x && (!args.a_signed || args.a_zero_point);
+  const bool wide_range = args.quantize_x ? args.asymmetric_x : !args.a_signed || args.a_zero_point;
   const int64_t limit = wide_range ? kMaxKUnsigned : kMaxK;
   if (args.k > limit)
     fail("k", "at most " + std::to_string(limit) + ", so that int32 sums are exact", args.k);

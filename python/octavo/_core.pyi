@@ -138,6 +138,7 @@ def int8_linear(
     k: int,
     row_stride: int,
     col_stride: int,
+    symmetric: bool,
     buffer: int,
     nbytes: int,
     w_scale: int,
@@ -156,6 +157,7 @@ def int8_linears(
     k: int,
     row_stride: int,
     col_stride: int,
+    symmetric: bool,
     # n, buffer, nbytes, w_scale, bias, bias_dtype, activation, out, out_row_stride
     targets: list[tuple[int, int, int, int, int, int, int, int, int]],
     out_dtype: int,

@@ -148,6 +148,7 @@ def int8_linears(
     k: int,
     row_stride: int,
     col_stride: int,
+    symmetric: bool,
     # n, weight, nbytes, w_scale, bias, bias_dtype, activation, out, out_row_stride
     targets: list[tuple[int, int, int, int, int, int, int, int, int]],
     out_dtype: int,

@@ -216,10 +216,11 @@ def int8_linear(
     bias: Array | None = None,
     activation: str | None = None,
     out_dtype: str = "float32",
+    symmetric: bool = True,
 ) -> Array:
-    """x [..., K] is quantized per row, symmetrically; weight int8 [N, K]."""
-    data, scale, _ = quantize(x)
-    return scaled_int_mm(data, scale, weight, weight_scale, bias, None, activation, out_dtype)
+    """x [..., K] is quantized per row; weight int8 [N, K]."""
+    data, scale, zero_point = quantize(x, symmetric=symmetric)
+    return scaled_int_mm(data, scale, weight, weight_scale, bias, zero_point, activation, out_dtype)
 
 
 def _activate(y: Array, activation: str | None) -> Array:

@@ -84,6 +84,7 @@ def _int8_linear_fake(
     *,
     activation: str | None = None,
     out_dtype: torch.dtype | None = None,
+    symmetric: bool = True,
 ) -> Tensor:
     if out_dtype is None:
         out_dtype = torch.float32 if x.dtype == torch.float64 else x.dtype
@@ -98,14 +99,18 @@ def _int8_linear(
     *,
     activation: str | None = None,
     out_dtype: torch.dtype | None = None,
+    symmetric: bool = True,
 ) -> Tensor:
-    result: Tensor = ops._int8_linear(x, weight, weight_scale, bias, activation, out_dtype)
+    result: Tensor = ops._int8_linear(
+        x, weight, weight_scale, bias, activation, out_dtype, symmetric=symmetric
+    )
     return result
 
 
 def _int8_linear_setup(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: Any, output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
     ctx.activation = keyword_only_inputs["activation"]
+    ctx.symmetric = keyword_only_inputs["symmetric"]
 
 
 def _int8_linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -113,7 +118,7 @@ def _int8_linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     needs = ctx.needs_input_grad
     needs_bias = bias is not None and needs[3]
     grad_x, grad_scale, grad_bias = _linear_gradients(
-        (needs[0], needs[2], needs_bias), grad, x, weight, weight_scale, bias, ctx.activation
+        (needs[0], needs[2], needs_bias), grad, x, weight, weight_scale, bias, ctx.activation, ctx.symmetric
     )
     return None if grad_x is None else grad_x.to(x.dtype), None, grad_scale, grad_bias
 
@@ -126,6 +131,7 @@ def _linear_gradients(
     weight_scale: Tensor,
     bias: Tensor | None,
     activation: str | None,
+    symmetric: bool,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Straight through the rounding of x: the gradients of x (float32), weight_scale and bias in
     activation(x @ (weight * weight_scale).T + bias)."""
@@ -133,7 +139,7 @@ def _linear_gradients(
     n, k = weight_scale.numel(), x.shape[-1]
     grad = grad.to(torch.float32)
     if activation is not None:
-        y = int8_linear_op(x, weight, weight_scale, bias, out_dtype=torch.float32)
+        y = int8_linear_op(x, weight, weight_scale, bias, out_dtype=torch.float32, symmetric=symmetric)
         grad = _ACTIVATION_BACKWARD[activation](grad, y)
     grad_x = grad_scale = grad_bias = None
     if needs_x or needs_scale:
@@ -157,7 +163,7 @@ _ACTIVATION_BACKWARD: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 int8_linear_op = _define(
     "int8_linear(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias=None, *, str? activation=None, "
-    "ScalarType? out_dtype=None) -> Tensor",
+    "ScalarType? out_dtype=None, bool symmetric=True) -> Tensor",
     _int8_linear_fake,
     _int8_linear,
     _int8_linear_setup,
@@ -171,6 +177,7 @@ def int8_linear(
     bias: Tensor | None = None,
     *,
     activation: str | None = None,
+    symmetric: bool = True,
     out_dtype: Any = None,
     out: Tensor | None = None,
 ) -> Tensor:
@@ -179,7 +186,7 @@ def int8_linear(
     _check_kinds(x=x, weight=weight.buffer, bias=bias)
     dtype = None if out_dtype is None else _dtype(out_dtype, "out_dtype", _OUT_DTYPES)
     result: Tensor = int8_linear_op(
-        x, weight.buffer, weight.scale, bias, activation=activation, out_dtype=dtype
+        x, weight.buffer, weight.scale, bias, activation=activation, out_dtype=dtype, symmetric=symmetric
     )
     return result if out is None else _fill(out, "out", result, x=x, weight=weight.buffer, bias=bias)
 
@@ -192,6 +199,7 @@ def _int8_linears_fake(
     activations: Sequence[str],
     *,
     out_dtype: torch.dtype | None = None,
+    symmetric: bool = True,
 ) -> list[Tensor]:
     return [
         _int8_linear_fake(x, weight, scale, bias, activation=activation or None, out_dtype=out_dtype)
@@ -217,13 +225,16 @@ def _int8_linears(
     activations: Sequence[str],
     *,
     out_dtype: torch.dtype | None = None,
+    symmetric: bool = True,
 ) -> list[Tensor]:
     names = [activation or None for activation in activations]
-    return ops._int8_linears(x, weights, weight_scales, _given(biases, weight_scales), names, out_dtype)
+    given = _given(biases, weight_scales)
+    return ops._int8_linears(x, weights, weight_scales, given, names, out_dtype, symmetric=symmetric)
 
 
 def _int8_linears_setup(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: Any, output: Any) -> None:
     x, weights, weight_scales, biases, ctx.activations = inputs
+    ctx.symmetric = keyword_only_inputs["symmetric"]
     ctx.save_for_backward(x, *weights, *weight_scales, *biases)
 
 
@@ -242,6 +253,7 @@ def _int8_linears_backward(ctx: Any, grads: Sequence[Tensor]) -> tuple[Any, ...]
             scales[i],
             biases[i],
             ctx.activations[i] or None,
+            ctx.symmetric,
         )
         for i, grad in enumerate(grads)
     ]
@@ -254,7 +266,7 @@ def _int8_linears_backward(ctx: Any, grads: Sequence[Tensor]) -> tuple[Any, ...]
 # has no such list of strings.
 int8_linears_op = _define(
     "int8_linears(Tensor x, Tensor[] weights, Tensor[] weight_scales, Tensor[] biases, str[] activations, "
-    "*, ScalarType? out_dtype=None) -> Tensor[]",
+    "*, ScalarType? out_dtype=None, bool symmetric=True) -> Tensor[]",
     _int8_linears_fake,
     _int8_linears,
     _int8_linears_setup,
@@ -267,6 +279,7 @@ def int8_linears(
     weights: Sequence[PackedWeight],
     biases: Sequence[Tensor | None],
     activations: Sequence[str | None],
+    symmetric: bool,
     out_dtype: Any,
     out: Sequence[Tensor] | None,
 ) -> list[Tensor]:
@@ -284,6 +297,7 @@ def int8_linears(
         [x.new_empty(0) if bias is None else bias for bias in biases],
         [activation or "" for activation in activations],
         out_dtype=dtype,
+        symmetric=symmetric,
     )
     if out is None:
         return results

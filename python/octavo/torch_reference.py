@@ -169,9 +169,10 @@ def int8_linear(
     bias: Tensor | None = None,
     activation: str | None = None,
     out_dtype: str = "float32",
+    symmetric: bool = True,
 ) -> Tensor:
-    data, scale, _ = quantize(x)
-    return scaled_int_mm(data, scale, weight, weight_scale, bias, None, activation, out_dtype)
+    data, scale, zero_point = quantize(x, symmetric=symmetric)
+    return scaled_int_mm(data, scale, weight, weight_scale, bias, zero_point, activation, out_dtype)
 
 
 def scaled_int_mm(

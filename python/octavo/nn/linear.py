@@ -19,10 +19,11 @@ from .configs import DEFAULT, Config, check_config
 class Int8Linear(nn.Module):
     """y = activation(x @ weight.T + bias) with an int8 weight; x is quantized per row on the fly.
 
-    The state dict holds the logical values: `weight` int8 [N, K], `weight_scale` float32 [N, 1] and `bias`.
-    In memory there is one copy of the weight, packed for the kernels on the CPU, and on a GPU where rows are
-    not whole multiples of 16 bytes, else plain; `weight` unpacks it. `.to(dtype)` casts the bias only: every
-    float dtype is taken, and returned.
+    symmetric=False: each row of x has a zero point, as octavo.int8_linear has it. The state dict holds the
+    logical values: `weight` int8 [N, K], `weight_scale` float32 [N, 1] and `bias`. In memory there is one
+    copy of the weight, packed for the kernels on the CPU, and on a GPU where rows are not whole multiples of
+    16 bytes, else plain; `weight` unpacks it. `.to(dtype)` casts the bias only: every float dtype is taken,
+    and returned.
     """
 
     weight_scale: Tensor
@@ -37,6 +38,7 @@ class Int8Linear(nn.Module):
         bias: bool = True,
         *,
         activation: str | None = None,
+        symmetric: bool = True,
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -46,6 +48,7 @@ class Int8Linear(nn.Module):
         self.in_features = in_features
         self.out_features = out_features
         self.activation = activation
+        self.symmetric = symmetric
         weight = torch.zeros(out_features, in_features, dtype=torch.int8, device=device)
         self.register_buffer("_stored", _stored_form(weight), persistent=False)
         self.register_buffer("weight_scale", torch.ones(out_features, 1, dtype=torch.float32, device=device))
@@ -65,7 +68,14 @@ class Int8Linear(nn.Module):
             raise TypeError(f"linear: expected a torch.nn.Linear, got {type(linear).__name__}")
         with torch.no_grad():
             data, scale, _ = ops.quantize(linear.weight.detach(), nonfinite="raise")
-            new = cls(linear.in_features, linear.out_features, False, activation=activation, device="meta")
+            new = cls(
+                linear.in_features,
+                linear.out_features,
+                False,
+                activation=activation,
+                symmetric=config.symmetric,
+                device="meta",
+            )
             new._stored = _stored_form(data)
             new.weight_scale = scale.unsqueeze(-1)
             if linear.bias is not None:
@@ -89,20 +99,27 @@ class Int8Linear(nn.Module):
             self._parameters["bias"],
         )
         if needs_dispatcher(x, stored, bias):
-            y: Tensor = torch_ops.int8_linear_op(x, stored, scale, bias, activation=self.activation)
+            y: Tensor = torch_ops.int8_linear_op(
+                x, stored, scale, bias, activation=self.activation, symmetric=self.symmetric
+            )
             return y
         checked = self._checked
         if checked is None or checked[0] is not stored or checked[1] is not scale:
             if on_cuda(stored):  # no PackedWeight: to check a header would wait for the device
-                return ops._int8_linear(x, stored, scale, bias, self.activation)  # type: ignore[no-any-return]
+                return ops._int8_linear(  # type: ignore[no-any-return]
+                    x, stored, scale, bias, self.activation, symmetric=self.symmetric
+                )
             checked = self._checked = (stored, scale, PackedWeight(stored, scale))
-        return ops._int8_linear(x, checked[2], None, bias, self.activation)  # type: ignore[no-any-return]
+        return ops._int8_linear(  # type: ignore[no-any-return]
+            x, checked[2], None, bias, self.activation, symmetric=self.symmetric
+        )
 
     def extra_repr(self) -> str:
         text = (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
         )
-        return text if self.activation is None else f"{text}, activation={self.activation!r}"
+        text += "" if self.activation is None else f", activation={self.activation!r}"
+        return text if self.symmetric else f"{text}, symmetric=False"
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_checked"}
