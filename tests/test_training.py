@@ -12,6 +12,7 @@ import octavo
 torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
+from torch._dynamo.testing import CompileCounterWithBackend  # noqa: E402
 from torch.nn.utils import parametrizations, parametrize, prune  # noqa: E402
 from torch.utils.checkpoint import checkpoint  # noqa: E402
 
@@ -219,6 +220,7 @@ def test_second_derivatives_are_refused():
             torch.autograd.grad(layer(x).sum(), x, create_graph=True)
 
 
+@pytest.mark.filterwarnings("ignore:bitcount function is deprecated")  # of mpmath, under torch 2.8
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_opcheck(dtype):
     x, layer = torch.randn(2, 3, 40, dtype=dtype, requires_grad=True), linear(dtype=dtype)
@@ -244,6 +246,40 @@ def test_wrong_shapes_are_errors():
             torch.compile(call, fullgraph=True, backend="eager")()
 
 
+# ---- other gradients of quantization ----
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("granularity", ["row", "tensor", "group"])
+def test_fake_quantize_passes_every_gradient(granularity, symmetric):
+    x = torch.randn(4, 32)
+    x[0, :3] = torch.tensor([float("nan"), float("inf"), float("-inf")])
+    x.requires_grad_()
+    size = 8 if granularity == "group" else None
+    y = op.fake_quantize(x.t().contiguous().t(), granularity, size, symmetric)
+    assert torch.isfinite(y).all()
+    grad = torch.randn(32, 4).t()
+    (first,) = torch.autograd.grad(y, x, grad)
+    assert torch.equal(first, grad)
+    y = op.fake_quantize(x, granularity, size, symmetric)
+    (second,) = torch.autograd.grad(torch.autograd.grad((y**2).sum(), x, create_graph=True)[0].sum(), x)
+    assert torch.equal(second, torch.full_like(x, 2.0))
+
+
+def test_dequantize_has_a_gradient_where_there_is_nothing():
+    for shape, scale in (((0, 8), (0,)), ((3, 0), (3,)), ((3, 0), (3, 0)), ((0, 8), (0, 2)), ((0,), ())):
+        scales = torch.ones(scale, requires_grad=True)
+        octavo.dequantize(torch.zeros(shape, dtype=torch.int8), scales).sum().backward()
+        assert torch.equal(scales.grad, torch.zeros(scale))
+
+
+def test_second_derivatives_pass_pruning():
+    w = torch.randn(8, 16, requires_grad=True)
+    (first,) = torch.autograd.grad((octavo.prune(w, pattern="2:4") ** 3).sum(), w, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), w)
+    assert torch.equal(second, 6 * octavo.prune(w.detach(), pattern="2:4"))
+
+
 # ---- training loops ----
 
 
@@ -259,13 +295,15 @@ def gradients(m, x, run=None):
 def test_a_compiled_training_step_equals_an_eager_one(layers):
     m = nn.Sequential(linear(40, 64), nn.ReLU(), linear(64, 24)) if layers == "linear" else conv(padding=1)
     octavo.prune_model_(m, sparsity=0.5, keep_masks=True, filter_fn=lambda each, fqn: hasattr(each, "bias"))
-    x = torch.randn(5, 40) if layers == "linear" else images()
-    expected = gradients(prepare_qat_(m), x)
-    compiled = torch.compile(m, fullgraph=True, backend="aot_eager", dynamic=True)
-    for actual, wanted in zip(gradients(m, x, compiled), expected, strict=True):
-        assert torch.equal(actual, wanted)
-    x = x[:3]
-    assert torch.equal(compiled(x), m(x))
+    x = torch.randn(5, 40) if layers == "linear" else images(5)
+    prepare_qat_(m)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(m, fullgraph=True, backend=counter, dynamic=True)
+    for batch in (5, 3, 2):
+        expected = gradients(m, x[:batch])
+        for actual, wanted in zip(gradients(m, x[:batch], compiled), expected, strict=True):
+            assert torch.equal(actual, wanted)
+    assert counter.frame_count == 1  # for all batches
 
 
 def test_checkpointing_changes_nothing():

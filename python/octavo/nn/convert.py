@@ -42,7 +42,7 @@ def replace(model: nn.Module, new: dict[int, nn.Module]) -> nn.Module:
             if child is not None and id(child) in new:
                 module._modules[name] = new[id(child)]
     model = new.get(id(model), model)
-    leave_fused_paths(model, Int8Linear)
+    leave_fused_paths(model, lambda child: isinstance(child, Int8Linear))
     return model
 
 
@@ -50,10 +50,10 @@ def _is_plain_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) and not why_float(module)
 
 
-def leave_fused_paths(model: nn.Module, kind: type[nn.Linear | Int8Linear]) -> None:
+def leave_fused_paths(model: nn.Module, is_ours: Callable[[nn.Module], bool]) -> None:
     # in eval mode these two hand the weights of their linears to a fused float kernel and call no linear
     for module in model.modules():
-        if not any(isinstance(child, kind) for child in module.modules()):
+        if not any(is_ours(child) for child in module.modules()):
             continue
         if isinstance(module, nn.TransformerEncoderLayer):
             module.activation_relu_or_gelu = 0

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
 
 from .. import ops
 from ..torch_training import fake_quantized_conv2d, fake_quantized_linear
 from .configs import DEFAULT, Int8Dynamic
 from .convert import Filter, leave_fused_paths, replace
-from .linear import Int8Linear, why_float
+from .linear import Int8Linear
 
 
 class FakeQuantizedLinear(nn.Linear):
@@ -92,7 +93,7 @@ def prepare_qat_(
     for module, fake in chosen:
         _become(module, fake)
         module.config = config
-    leave_fused_paths(model, FakeQuantizedLinear)
+    leave_fused_paths(model, lambda child: isinstance(child, FakeQuantizedLinear))
     return model
 
 
@@ -119,13 +120,16 @@ def convert_qat_(model: nn.Module) -> nn.Module:
 
 def _fake_class(module: nn.Module) -> type[FakeQuantizedLinear | FakeQuantizedConv2d] | None:
     """What prepare_qat_ makes of a module, None for one that stays as it is."""
-    if isinstance(module, nn.Linear):
-        return None if why_float(module) else FakeQuantizedLinear
-    plain = all(
-        getattr(type(module), name, None) is getattr(nn.Conv2d, name) and name not in module.__dict__
-        for name in ("forward", "_conv_forward")
-    )
-    return FakeQuantizedConv2d if plain else None
+
+    def keeps(base: type[nn.Module], *names: str) -> bool:
+        kind = type(module)
+        return isinstance(module, base) and all(
+            getattr(kind, name) is getattr(base, name) and name not in vars(module) for name in names
+        )
+
+    if keeps(nn.Linear, "forward") and not isinstance(module, NonDynamicallyQuantizableLinear):
+        return FakeQuantizedLinear
+    return FakeQuantizedConv2d if keeps(nn.Conv2d, "forward", "_conv_forward") else None
 
 
 def _become(module: nn.Module, kind: type[nn.Module]) -> None:
