@@ -456,7 +456,7 @@ def test_prepare_changes_layers_in_place():
     assert list(m) == layers
     kinds = [FakeQuantizedLinear, nn.GELU, FakeQuantizedLinear, nn.LayerNorm, nn.Embedding]
     assert [type(each) for each in m] == kinds
-    assert m[0].config is config
+    assert m[0].qat_config is config
     assert list(m.state_dict()) == list(state)
     assert all(m.state_dict()[key].data_ptr() == value.data_ptr() for key, value in state.items())
     assert repr(m[0]) == "FakeQuantizedLinear(in_features=40, out_features=64, bias=True)"

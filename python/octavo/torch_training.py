@@ -30,7 +30,7 @@ def _quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _fake_quantized(t: Tensor, dtype: torch.dtype, symmetric: bool = True) -> Tensor:
-    """What the int8 values of t, with one scale for each t[i], stand for."""
+    """What the int8 values of t, with one scale for each row along the last axis, stand for."""
     data, scale, zero_point = quantize_op(t, "row", None, symmetric)
     result: Tensor = dequantize_op(data, scale, None if symmetric else zero_point, dtype=dtype)
     return result

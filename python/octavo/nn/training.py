@@ -29,10 +29,10 @@ class FakeQuantizedLinear(nn.Linear):
     second derivatives. autocast changes nothing: the input is taken in its dtype, the weight in its own.
     """
 
-    config: Int8Dynamic = DEFAULT
+    qat_config: Int8Dynamic = DEFAULT
 
     def forward(self, x: Tensor) -> Tensor:
-        symmetric = getattr(self.config, "symmetric", True)
+        symmetric = getattr(self.qat_config, "symmetric", True)
         y: Tensor = fake_quantized_linear(x, self.weight, self.bias, symmetric=symmetric)
         return y
 
@@ -44,7 +44,7 @@ class FakeQuantizedConv2d(nn.Conv2d):
     FakeQuantizedLinear, with the gradients of a convolution at the quantized weight and input.
     """
 
-    config: Int8Dynamic = DEFAULT
+    qat_config: Int8Dynamic = DEFAULT
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() == 3:
@@ -92,7 +92,7 @@ def prepare_qat_(
         )
     for module, fake in chosen:
         _become(module, fake)
-        module.config = config
+        module.qat_config = config
     leave_fused_paths(model, lambda child: isinstance(child, FakeQuantizedLinear))
     return model
 
@@ -147,8 +147,8 @@ def _int8(module: FakeQuantizedLinear | FakeQuantizedConv2d) -> nn.Module:
         # what the hook computed last may be older than the last step of an optimizer
         raise ValueError("weight: expected a parameter, got one that a forward hook computes")
     if isinstance(module, FakeQuantizedLinear):
-        return Int8Linear.from_float(module, module.config)
+        return Int8Linear.from_float(module, module.qat_config)
     from .conv import Int8Conv2d  # type: ignore[import-not-found]
 
-    new: nn.Module = Int8Conv2d.from_float(module, module.config)
+    new: nn.Module = Int8Conv2d.from_float(module, module.qat_config)
     return new
