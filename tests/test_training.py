@@ -59,7 +59,7 @@ def conv(kernel_size=3, dtype=torch.float32, **options):
 
 def images(batch=2, dtype=torch.float32):
     x = torch.randn(batch, 6, 9, 8)
-    x[:, 0, 0, 0] = 20.0
+    x[:, 0, 0, 0] = torch.arange(batch) * 10.0 + 20.0  # to each sample a scale of its own
     return x.to(dtype)
 
 

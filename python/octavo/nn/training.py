@@ -17,16 +17,17 @@ from .linear import Int8Linear
 class FakeQuantizedLinear(nn.Linear):
     """A torch.nn.Linear that computes, to the bit, what Int8Linear.from_float of it does, and trains.
 
-    Weight and bias are the float parameters of torch.nn.Linear, with its state dict. Every forward pass
-    quantizes the weight per row and the input per row, and multiplies in int8. Gradients are straight through
-    (Bengio et al. 2013, arXiv:1308.3432): with G the gradient of y, and W' and x' what the int8 values stand
-    for,
+    Weight and bias are the float parameters of torch.nn.Linear, with its state dict; x is [..., K] of any
+    float dtype, y of the same (float32 for float64). Every forward pass quantizes the weight per row and the
+    input per row, and multiplies in int8. Gradients are straight through (Bengio et al. 2013,
+    arXiv:1308.3432): with G the gradient of y, and W' and x' what the int8 values stand for, rounded to y's
+    dtype,
 
-        d W = G^T x',  d x = G W',  d bias = the sum of G over its rows,
+        d W = G^T x',  d x = G W',  d bias = the sum of G over its rows.
 
-    computed in y's dtype (float32 for float64). NaN and Inf in the input count as what they are quantized to,
-    0 and the largest value; in the weight they are a ValueError, for which a GPU is waited for. There are no
-    second derivatives. autocast changes nothing: the input is taken in its dtype, the weight in its own.
+    NaN and Inf in the input count as what they are quantized to, 0 and the largest value; in the weight they
+    are a ValueError, for which a GPU is waited for. Second derivatives are a RuntimeError. autocast changes
+    nothing: the input is taken in its dtype, the weight in its own.
     """
 
     qat_config: Int8Dynamic = DEFAULT
@@ -66,12 +67,15 @@ def prepare_qat_(
 ) -> nn.Module:
     """Makes the Linear and Conv2d layers of `model` compute as int8 ones do and train; returns the model.
 
-    filter_fn(module, fqn) chooses among the torch.nn.Linear and torch.nn.Conv2d modules (default: all). The
-    modules themselves become octavo.nn.FakeQuantizedLinear and FakeQuantizedConv2d: parameters, hooks and
+    config: what convert_qat_ will make of the layers.
+    filter_fn(module, fqn): chooses among the torch.nn.Linear and torch.nn.Conv2d modules (default: all).
+
+    The modules themselves become octavo.nn.FakeQuantizedLinear and FakeQuantizedConv2d: parameters, hooks and
     parametrizations stay, so that optimizers go on and masks stay in force (those of prune_model_, of
     torch.nn.utils.prune, and others). Layers with a forward of their own, the out_proj of
-    torch.nn.MultiheadAttention, and all other layers stay float. Train, then call convert_qat_. ValueError if
-    there is nothing to prepare, or for a weight with NaN or Inf; the model is unchanged then.
+    torch.nn.MultiheadAttention, and all other layers stay float. Train, then call convert_qat_.
+    ValueError if there is nothing to prepare, or for a weight with NaN or Inf; TypeError for another config.
+    The model is unchanged then.
     """
     if not isinstance(config, Int8Dynamic):
         raise TypeError(f"config: expected an octavo.Int8Dynamic, got {config!r}")
