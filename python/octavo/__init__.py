@@ -35,7 +35,7 @@ from .ops import (
 
 if TYPE_CHECKING:
     from . import nn
-    from .nn import Int8Dynamic, prune_model_, quantize_
+    from .nn import Int8Dynamic, convert_qat_, prepare_qat_, prune_model_, quantize_
 
 __version__ = "0.1.0"
 
@@ -44,6 +44,7 @@ __all__ = [
     "PackedWeight",
     "Quantized",
     "__version__",
+    "convert_qat_",
     "dequantize",
     "explain",
     "force_isa",
@@ -56,6 +57,7 @@ __all__ = [
     "nn",
     "pack_mask",
     "pack_weight",
+    "prepare_qat_",
     "prune",
     "prune_",
     "prune_mask",
@@ -74,7 +76,13 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """nn and what it defines import torch: only when asked for."""
-    if name == "nn" or name in ("Int8Dynamic", "prune_model_", "quantize_"):
+    if name == "nn" or name in (
+        "Int8Dynamic",
+        "convert_qat_",
+        "prepare_qat_",
+        "prune_model_",
+        "quantize_",
+    ):
         import importlib
 
         nn = importlib.import_module(".nn", __name__)

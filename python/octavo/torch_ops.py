@@ -123,7 +123,7 @@ def _dequantize_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     ones = torch.ones_like(scale)
     steps = grad.to(torch.float32) * dequantize_op(data, ones, zero_point)
     if scale.dim() and scale.shape != data.shape[:-1]:
-        steps = steps.reshape(*scale.shape, -1)
+        steps = steps.reshape(*scale.shape, data.shape[-1] // max(scale.shape[-1], 1))
     return None, steps.sum(-1) if scale.dim() else steps.sum(), None
 
 

@@ -15,8 +15,11 @@ from ..torch_pruning import (
 from .configs import Int8Dynamic
 from .convert import quantize_
 from .linear import Int8Linear
+from .training import FakeQuantizedConv2d, FakeQuantizedLinear, convert_qat_, prepare_qat_
 
 __all__ = [
+    "FakeQuantizedConv2d",
+    "FakeQuantizedLinear",
     "Int8Dynamic",
     "Int8Linear",
     "L1SemiStructured",
@@ -25,7 +28,9 @@ __all__ = [
     "PruningMask",
     "RatioUnstructured",
     "ThresholdUnstructured",
+    "convert_qat_",
     "l1_unstructured",
+    "prepare_qat_",
     "prune_model_",
     "quantize_",
 ]

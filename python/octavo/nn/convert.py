@@ -32,24 +32,30 @@ def quantize_(model: nn.Module, config: Config = DEFAULT, *, filter_fn: Filter |
                 raise type(error)(f"model: layer {fqn!r}: {error}") from error
     if not new:
         raise ValueError("model: expected at least one torch.nn.Linear that filter_fn accepts, got none")
+    return replace(model, new)
+
+
+def replace(model: nn.Module, new: dict[int, nn.Module]) -> nn.Module:
+    """Puts new[id(module)] in the place of each such module of the model; returns the model."""
     for module in list(model.modules()):
         for name, child in module._modules.items():
             if child is not None and id(child) in new:
                 module._modules[name] = new[id(child)]
-    for module in model.modules():
-        _leave_fused_path(module)
-    return new.get(id(model), model)
+    model = new.get(id(model), model)
+    leave_fused_paths(model, lambda child: isinstance(child, Int8Linear))
+    return model
 
 
 def _is_plain_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) and not why_float(module)
 
 
-def _leave_fused_path(module: nn.Module) -> None:
+def leave_fused_paths(model: nn.Module, is_ours: Callable[[nn.Module], bool]) -> None:
     # in eval mode these two hand the weights of their linears to a fused float kernel and call no linear
-    if not any(isinstance(child, Int8Linear) for child in module.modules()):
-        return
-    if isinstance(module, nn.TransformerEncoderLayer):
-        module.activation_relu_or_gelu = 0
-    elif isinstance(module, nn.TransformerEncoder):
-        module.use_nested_tensor = False
+    for module in model.modules():
+        if not any(is_ours(child) for child in module.modules()):
+            continue
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0
+        elif isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False
