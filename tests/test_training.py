@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 
 import pytest
 
@@ -552,10 +551,6 @@ def test_torch_transformers_leave_their_fused_path():
         assert torch.equal(convert_qat_(m)(x), expected)
 
 
-@pytest.mark.skipif(
-    "symmetric" not in {field.name for field in dataclasses.fields(Int8Dynamic)},
-    reason="Int8Dynamic has no zero points yet",
-)
 def test_activations_with_zero_points():
     layer = prepare_qat_(linear(), Int8Dynamic(symmetric=False))
     x = (torch.randn(5, 40) + 3).requires_grad_()

@@ -53,8 +53,7 @@ def _refuse_second_derivatives() -> None:
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, symmetric: bool = True) -> Tensor:
     data, scale = _quantize_weight(weight)
-    more = {} if symmetric else {"symmetric": False}
-    y: Tensor = int8_linear_op(x, data, scale, bias, **more)
+    y: Tensor = int8_linear_op(x, data, scale, bias, symmetric=symmetric)
     return y
 
 

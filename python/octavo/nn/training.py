@@ -33,8 +33,7 @@ class FakeQuantizedLinear(nn.Linear):
     qat_config: Int8Dynamic = DEFAULT
 
     def forward(self, x: Tensor) -> Tensor:
-        symmetric = getattr(self.qat_config, "symmetric", True)
-        y: Tensor = fake_quantized_linear(x, self.weight, self.bias, symmetric=symmetric)
+        y: Tensor = fake_quantized_linear(x, self.weight, self.bias, symmetric=self.qat_config.symmetric)
         return y
 
 
