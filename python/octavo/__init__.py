@@ -35,6 +35,8 @@ from .ops import (
 
 if TYPE_CHECKING:
     from . import nn
+    from .checkpoint import load, save
+    from .compressed_tensors import export_compressed_tensors, load_compressed_tensors
     from .nn import Int8Dynamic, prune_model_, quantize_
 
 __version__ = "0.1.0"
@@ -46,12 +48,15 @@ __all__ = [
     "__version__",
     "dequantize",
     "explain",
+    "export_compressed_tensors",
     "force_isa",
     "get_isa",
     "get_num_threads",
     "int8_linear",
     "int_mm",
     "layer_norm_quantize",
+    "load",
+    "load_compressed_tensors",
     "magnitude_threshold",
     "nn",
     "pack_mask",
@@ -64,6 +69,7 @@ __all__ = [
     "quantize",
     "quantize_",
     "rms_norm_quantize",
+    "save",
     "scaled_int_mm",
     "set_num_threads",
     "show_config",
@@ -72,13 +78,27 @@ __all__ = [
 ]
 
 
+_FILES = {
+    "export_compressed_tensors": "compressed_tensors",
+    "load": "checkpoint",
+    "load_compressed_tensors": "compressed_tensors",
+    "save": "checkpoint",
+}
+
+
 def __getattr__(name: str) -> Any:
-    """nn and what it defines import torch: only when asked for."""
+    """nn, what it defines, and files import torch: only when asked for."""
     if name == "nn" or name in ("Int8Dynamic", "prune_model_", "quantize_"):
         import importlib
 
         nn = importlib.import_module(".nn", __name__)
         value = nn if name == "nn" else getattr(nn, name)
+        globals()[name] = value
+        return value
+    if name in _FILES:
+        import importlib
+
+        value = getattr(importlib.import_module(f".{_FILES[name]}", __name__), name)
         globals()[name] = value
         return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

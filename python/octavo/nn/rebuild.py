@@ -1,0 +1,63 @@
+"""What a file says of an int8 module, and the module that it names.
+
+The protocol: a module can be saved if octavo.nn exports its class under a name that begins with Int8, and if
+each constructor argument but `device` and `dtype` is also an attribute with the same meaning, or, for `bias`,
+tells whether there is one. The arguments are numbers, strings, None, or tuples of these. The module made from
+them on the meta device has the state dict that the saved one has.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import nn
+
+_NOT_SAVED = ("device", "dtype")  # the tensors of the state dict bring theirs
+
+
+def kinds() -> dict[str, type[nn.Module]]:
+    """The classes that a file may name: no other is ever looked up."""
+    from .. import nn as octavo_nn
+
+    found = {name: getattr(octavo_nn, name) for name in octavo_nn.__all__ if name.startswith("Int8")}
+    return {name: cls for name, cls in found.items() if issubclass(cls, nn.Module)}
+
+
+def describe(module: nn.Module) -> dict[str, Any] | None:
+    """{"kind": ..., "settings": {...}} of an int8 module, None of another. TypeError for a subclass."""
+    kind = type(module).__name__
+    known = kinds()
+    if type(module) is not known.get(kind):
+        if isinstance(module, tuple(known.values())):
+            raise TypeError(
+                f"expected a module of octavo.nn, got the subclass {kind}, which no file can name"
+            )
+        return None
+    settings = {}
+    for name in inspect.signature(type(module)).parameters:
+        if name not in _NOT_SAVED:
+            value = getattr(module, name)
+            settings[name] = value is not None if name == "bias" else _plain(name, value)
+    return {"kind": kind, "settings": settings}
+
+
+def _plain(name: str, value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(name, each) for each in value]
+    if value is not None and not isinstance(value, bool | int | float | str):
+        raise TypeError(f"{name}: expected a number, a string, None or a tuple of these, got {value!r}")
+    return value
+
+
+def rebuild(description: dict[str, Any]) -> nn.Module:
+    """The module that `describe` described, on the meta device. ValueError for a kind that is not known here,
+    and for settings that its class does not take."""
+    kind, known = description["kind"], kinds()
+    if kind not in known:
+        raise ValueError(f"kind: expected one of {tuple(known)}, got {kind!r}")
+    settings = {n: tuple(v) if isinstance(v, list) else v for n, v in description["settings"].items()}
+    try:
+        return known[kind](**settings, device="meta")
+    except TypeError as error:
+        raise ValueError(f"settings: expected those of {kind}, got {settings}: {error}") from error
