@@ -1,4 +1,4 @@
-"""octavo.save and octavo.load: what comes back, what a file holds, what is refused, and what a crash leaves."""
+"""octavo.save and octavo.load: what comes back, what a file holds, what is refused, what a crash leaves."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ import octavo
 from strategies import succeed
 
 torch = pytest.importorskip("torch")
-safetensors = pytest.importorskip("safetensors")
+safe = pytest.importorskip("safetensors.torch")
 
-import safetensors.torch  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn.utils import parametrize  # noqa: E402
 
@@ -53,7 +52,7 @@ def quantized(**sizes):
 
 
 def bits(tensor):
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    return tensor.detach().resolve_conj().clone().contiguous().reshape(-1).view(torch.uint8)
 
 
 def same_state(a, b):
@@ -65,14 +64,14 @@ def same_state(a, b):
 
 
 def stored(directory):
-    return safetensors.torch.load_file(directory / TENSORS)
+    return safe.load_file(directory / TENSORS)
 
 
 def everything(model):
     """What an error must not change: which objects a model is made of, and what tensors hold."""
     modules = [(name, id(module)) for name, module in model.named_modules(remove_duplicate=False)]
     tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    return modules, [(name, id(tensor), tensor.clone()) for name, tensor in tensors]
+    return modules, [(name, id(tensor), None if tensor.is_meta else bits(tensor)) for name, tensor in tensors]
 
 
 def refused(match, model, directory, **options):
@@ -82,7 +81,7 @@ def refused(match, model, directory, **options):
     now, values = everything(model)
     assert now == modules
     assert [each[:2] for each in values] == [each[:2] for each in tensors]
-    assert all(torch.equal(a[2], b[2]) for a, b in zip(values, tensors, strict=True))
+    assert all(a[2] is b[2] or torch.equal(a[2], b[2]) for a, b in zip(values, tensors, strict=True))
 
 
 # ---- what comes back ----
@@ -106,9 +105,9 @@ def test_round_trip_is_exact(tmp_path_factory, dtype, sparsity, pattern, into):
     model = octavo.quantize_(float_model)
     octavo.save(model, directory)
     other = {
-        "factory": lambda: Model(k, n).eval(),
-        "float": Model(k, n).eval(),
-        "quantized": octavo.quantize_(Model(k, n).eval()),
+        "factory": lambda: Model(k, n).to(dtype).eval(),
+        "float": Model(k, n).to(dtype).eval(),
+        "quantized": octavo.quantize_(Model(k, n).to(dtype).eval()),
     }[into]
     loaded = octavo.load(other, directory)
     assert (loaded is other) == (into != "factory")
@@ -332,7 +331,7 @@ def test_save_refuses_what_it_cannot_keep(tmp_path):
         (nn.Sequential(Mine(2, 2)), "layer '0': expected a class of octavo.nn, got the subclass Mine"),
         (nn.Sequential(Stateful()), "0._extra_state: expected a strided torch.Tensor.*'step': 3"),
         (Odd(), "layer 'mode': activation: expected a number, a string, None"),
-        (nn.Linear(2, 2, device="meta"), "weight: expected .* with values, got Parameter on meta"),
+        (nn.Linear(2, 2, device="meta"), "weight: expected .* with values, got Tensor on meta"),
         (3, "model: expected a torch.nn.Module, got int"),
     ):
         with pytest.raises(TypeError, match=match):
@@ -367,9 +366,13 @@ def test_any_other_byte_is_refused(small):
     for name in (TENSORS, MANIFEST):
         path = small / name
         good = path.read_bytes()
-        for i in range(len(good)):
-            for flip in (1 << i % 8, 0xFF, good[i] ^ 0x20 or 0x80):
-                path.write_bytes(good[:i] + bytes([good[i] ^ flip]) + good[i + 1 :])
+        for i in range(0, len(good), 1 if name == MANIFEST else 5):
+            changed = good[i] ^ (1 << i % 8)
+            path.write_bytes(good[:i] + bytes([changed]) + good[i + 1 :])
+            with pytest.raises(ValueError, match="expected"):
+                octavo.load(plain, small)
+            if good[i : i + 1].isspace():  # JSON that means the same
+                path.write_bytes(good[:i] + b"\t" + good[i + 1 :])
                 with pytest.raises(ValueError, match="expected"):
                     octavo.load(plain, small)
         path.write_bytes(good)
@@ -381,7 +384,7 @@ def test_any_other_length_is_refused(small, verify):
     for name in (TENSORS, MANIFEST):
         path = small / name
         good = path.read_bytes()
-        for length in range(len(good)):
+        for length in (*range(0, len(good), 7), len(good) - 1):
             path.write_bytes(good[:length])
             with pytest.raises(ValueError, match=f"{name}: expected"):
                 octavo.load(plain, small, verify=verify)
@@ -443,13 +446,11 @@ def test_directories_of_others_are_refused(small, tmp_path):
     for text in ("[1]", "3", '{"format": null}', "{", "[" * 100_000, '"\udcff"'):
         (small / MANIFEST).write_bytes(text.encode("utf-8", "surrogateescape"))
         refused(f"{MANIFEST}: expected", plain(), small)
-    with pytest.raises(FileNotFoundError, match="directory: expected a directory, got .*nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"directory: expected a directory, got .*nowhere"):
         octavo.load(plain, tmp_path / "nowhere")
+    octavo.save(plain(), tmp_path / "x")
     for model in (3, lambda: 3):
-        with pytest.raises(TypeError, match="model_or_factory"):
-            octavo.load(model, tmp_path)
-        octavo.save(plain(), tmp_path / "x")
-        with pytest.raises(TypeError, match="model_or_factory"):
+        with pytest.raises(TypeError, match=r"model_or_factory: expected a .*got (an? )?int"):
             octavo.load(model, tmp_path / "x")
 
 
@@ -464,7 +465,7 @@ def test_values_that_do_not_fit_their_mask_are_refused(small):
         ("0.weight_scale", torch.ones(5, 1)),
     ):
         path = small / TENSORS
-        safetensors.torch.save_file(good | {name: value}, path)
+        safe.save_file(good | {name: value}, path)
         sizes = {"nbytes": path.stat().st_size, "sha256": files.sha256(path)}
         rewrite(small, lambda m, sizes=sizes: m.update(file=sizes))
         refused("expected|size mismatch", plain(), small)
@@ -485,12 +486,11 @@ def test_other_architectures_are_refused(small, model, match):
     refused(match, model(), small)
 
 
-def test_integers_are_not_read_into_floats(tmp_path):
-    source, target = nn.Module(), nn.Module()
-    source.register_buffer("x", torch.arange(3))
-    target.register_buffer("x", torch.arange(3.0))
-    octavo.save(source, tmp_path)
-    refused("x: expected torch.int64 as in the file, got torch.float32", target, tmp_path)
+def test_other_dtypes_are_refused(small):
+    for layer, dtype in ((0, "float64"), (1, "float16")):
+        model = plain()
+        model[layer].to(getattr(torch, dtype))
+        refused(rf"{layer}\..*: expected torch.float32 as in the file, got torch.{dtype}", model, small)
 
 
 def test_a_module_that_fails_to_load_leaves_the_model_unchanged(small):
@@ -517,7 +517,7 @@ def test_a_failed_save_leaves_what_was_there(small, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     for owner, name, failure in (
-        (safetensors.torch, "save_file", broken_write),
+        (safe, "save_file", broken_write),
         (os, "fsync", fail),
         (os, "rename", fail),
     ):
@@ -631,8 +631,8 @@ def die_at(step):
             left[0] -= 1
             return function(*args, **kwargs)
         return run
-    import safetensors.torch
-    for owner, name in ((safetensors.torch, "save_file"), (os, "fsync"), (os, "rename"), (files, "_exchange"),
+    import safetensors.torch as safe
+    for owner, name in ((safe, "save_file"), (os, "fsync"), (os, "rename"), (files, "_exchange"),
                         (os, "rmdir"), (os, "unlink"), (files, "sha256")):
         setattr(owner, name, counted(getattr(owner, name)))
     octavo.save(two, target)
@@ -644,7 +644,7 @@ while status:
     step += 1
 assert seen == sorted(seen) and set(seen) == {1.0, 2.0} and step > 8, seen
 
-savers = [child(lambda model=model: [octavo.save(model, target) for _ in range(40)]) for model in (one, two)]
+savers = [child(lambda model=model: [octavo.save(model, target) for _ in range(20)]) for model in (one, two)]
 statuses = [os.waitpid(pid, 0)[1] for pid in savers]
 assert statuses == [0, 0] and held(target) in (1.0, 2.0)
 print("whole", step)

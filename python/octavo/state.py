@@ -105,7 +105,7 @@ def fill(
     tensor_of(name): the tensor; asked for module by module, so that few copies are alive at a time.
     shared: names of modules that are another's object; tied: names of tensors that are another's.
     Tensors are taken as they are, on the CPU without a copy. ValueError, and an unchanged model, where names,
-    shapes or dtypes are not the model's; of floats, the dtype in the file counts.
+    shapes or dtypes are not the model's.
     """
     places = dict(modules) | {name: modules[first] for name, first in shared.items()}
     inside = tuple(fqn + "." if fqn else "" for fqn in places)
@@ -153,8 +153,7 @@ def _check_state(model: nn.Module, state: dict[str, Tensor], inside: tuple[str, 
             continue  # a module's own way to keep its state
         if tuple(old.shape) != want:
             raise ValueError(f"model: {name}: expected shape {want} as in the file, got {tuple(old.shape)}")
-        if old.dtype != tensor.dtype and not (old.is_floating_point() and tensor.is_floating_point()):
-            raise ValueError(f"model: {name}: expected {tensor.dtype} as in the file, got {old.dtype}")
+        _check_dtype(name, tensor, old)
         state[name] = _to_device_of(old, tensor)
     tensors = chain(
         model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)
@@ -175,12 +174,25 @@ def _fill_module(model: nn.Module, fqn: str, module: nn.Module, state: dict[str,
     want, got = _weight_shape(module), _weight_shape(old)
     if want and got not in (want, want[::-1]):  # transformers' Conv1D has [in, out]
         raise ValueError(f"model: layer {fqn!r}: expected a weight of shape {want} as in the file, got {got}")
-    held = next(chain(old.parameters(), old.buffers()), None)
+    tensors = dict(chain(old.named_parameters(), old.named_buffers()))
+    for name, tensor in state.items():
+        if name in tensors and name != "weight":
+            _check_dtype(f"{fqn}.{name}" if fqn else name, tensor, tensors[name])
+    held = next(iter(tensors.values()), None)
     try:
         module.load_state_dict({n: _to_device_of(held, t) for n, t in state.items()}, assign=True)
     except RuntimeError as error:
         raise ValueError(f"layer {fqn!r}: {error}") from error
     module.train(old.training)
+
+
+def _check_dtype(name: str, tensor: Tensor, old: Tensor) -> None:
+    # not cast: what no state dict has, such as frequencies, would stay in the model's dtype
+    if old.dtype != tensor.dtype:
+        raise ValueError(
+            f"model: {name}: expected {tensor.dtype} as in the file, got {old.dtype}; model.to(dtype) before "
+            "loading, or in the factory, changes it"
+        )
 
 
 def _weight_shape(module: nn.Module) -> tuple[int, ...]:

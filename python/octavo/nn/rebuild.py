@@ -30,9 +30,7 @@ def describe(module: nn.Module) -> dict[str, Any] | None:
     known = kinds()
     if type(module) is not known.get(kind):
         if isinstance(module, tuple(known.values())):
-            raise TypeError(
-                f"expected a module of octavo.nn, got the subclass {kind}, which no file can name"
-            )
+            raise TypeError(f"expected a class of octavo.nn, got the subclass {kind}, which no file names")
         return None
     settings = {}
     for name in inspect.signature(type(module)).parameters:
