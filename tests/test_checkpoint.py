@@ -313,13 +313,20 @@ def test_a_module_is_rebuilt_from_its_constructor_arguments(tmp_path, monkeypatc
     refused("kind: expected one of .*Int8Linear.*, got 'Int8Toy'", nn.ModuleList([nn.PReLU(3)]), tmp_path)
 
 
-def test_save_refuses_what_it_cannot_keep(tmp_path):
+def test_save_refuses_what_it_cannot_keep(tmp_path, monkeypatch):
     class Mine(Int8Linear):
         pass
 
     class Stateful(nn.Module):
         def get_extra_state(self):
             return {"step": 3}
+
+    class Int8Odd(nn.Module):
+        def __init__(self, size):
+            super().__init__()
+
+    monkeypatch.setattr(octavo.nn, "Int8Odd", Int8Odd, raising=False)
+    monkeypatch.setattr(octavo.nn, "__all__", [*octavo.nn.__all__, "Int8Odd"])
 
     class Odd(nn.Module):
         def __init__(self):
@@ -331,6 +338,7 @@ def test_save_refuses_what_it_cannot_keep(tmp_path):
         (nn.Sequential(Mine(2, 2)), "layer '0': expected a class of octavo.nn, got the subclass Mine"),
         (nn.Sequential(Stateful()), "0._extra_state: expected a strided torch.Tensor.*'step': 3"),
         (Odd(), "layer 'mode': activation: expected a number, a string, None"),
+        (nn.Sequential(Int8Odd(2)), "layer '0': size: expected an attribute as the constructor of Int8Odd"),
         (nn.Linear(2, 2, device="meta"), "weight: expected .* with values, got Tensor on meta"),
         (3, "model: expected a torch.nn.Module, got int"),
     ):
@@ -341,7 +349,7 @@ def test_save_refuses_what_it_cannot_keep(tmp_path):
         def state_dict(self):
             return {"w": torch.zeros(8, 64, dtype=torch.int8), "w.values": torch.zeros(3)}
 
-    with pytest.raises(ValueError, match=r"expected no tensor 'w\.values': a part of 'w'"):
+    with pytest.raises(ValueError, match=r"expected no tensor .*'w\.values': .*'w'"):
         octavo.save(Taken(), tmp_path / "x")
     assert list(tmp_path.iterdir()) == []
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from . import files
 from .nn.linear import Int8Linear
-from .nn.rebuild import describe
+from .nn.rebuild import kinds
 from .state import ModelOrFactory, as_directory, as_model, fill, tensors_of
 
 _CONFIG, _TENSORS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -74,16 +74,16 @@ def _float_linears(model: nn.Module) -> list[str]:
     """The names of the Linear layers that stay float, of a model that can be exported."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    found, ignore = False, []
+    found, ignore, other = False, [], tuple(kinds().values())
     for fqn, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, Int8Linear) and type(module) is Int8Linear:
+        if type(module) is Int8Linear:
             found = True
             if module.activation is not None:
                 raise ValueError(
                     f"model: layer {fqn!r}: expected no activation, which layers of compressed-tensors do "
                     f"not have, got {module.activation!r}; export before layers are fused"
                 )
-        elif describe(module) is not None:
+        elif isinstance(module, other):
             raise ValueError(
                 f"model: layer {fqn!r}: expected int8 layers to be Int8Linear, as W8A8 has no others, got "
                 f"{type(module).__name__}; octavo.save holds them all"

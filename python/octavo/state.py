@@ -78,8 +78,8 @@ def _parameters_on_meta() -> Iterator[None]:
     thread = threading.get_ident()
 
     def hook(module: nn.Module, name: str, parameter: nn.Parameter | None) -> Any:
-        if type(parameter) is not nn.Parameter or threading.get_ident() != thread:
-            return None  # keeps it
+        if type(parameter) is not nn.Parameter or parameter.is_meta or threading.get_ident() != thread:
+            return None  # keeps the object, which other modules may have too
         return nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
 
     handle = register_module_parameter_registration_hook(hook)

@@ -35,6 +35,10 @@ def describe(module: nn.Module) -> dict[str, Any] | None:
     settings = {}
     for name in inspect.signature(type(module)).parameters:
         if name not in _NOT_SAVED:
+            if not hasattr(module, name):
+                raise TypeError(
+                    f"{name}: expected an attribute as the constructor of {kind} has it, got none"
+                )
             value = getattr(module, name)
             settings[name] = value is not None if name == "bias" else _plain(name, value)
     return {"kind": kind, "settings": settings}
