@@ -338,7 +338,7 @@ def test_save_refuses_what_it_cannot_keep(tmp_path, monkeypatch):
         (nn.Sequential(Mine(2, 2)), "layer '0': expected a class of octavo.nn, got the subclass Mine"),
         (nn.Sequential(Stateful()), "0._extra_state: expected a strided torch.Tensor.*'step': 3"),
         (Odd(), "layer 'mode': activation: expected a number, a string, None"),
-        (nn.Sequential(Int8Odd(2)), "layer '0': size: expected an attribute as the constructor of Int8Odd"),
+        (nn.Sequential(Int8Odd(2)), "layer '0': size: expected an attribute, as an argument of Int8Odd"),
         (nn.Linear(2, 2, device="meta"), "weight: expected .* with values, got Tensor on meta"),
         (3, "model: expected a torch.nn.Module, got int"),
     ):

@@ -321,7 +321,7 @@ OTHER_TENSORS = {
         lambda t: t.update({WEIGHT: t[WEIGHT][:-1].clone()}),
         r"expected a weight|shape \(23, 1\)",
     ),
-    "packed": (lambda t: t.update({"0.weight_packed": t[WEIGHT].clone()}), "layer '0'.*weight_packed"),
+    "packed": (lambda t: t.update({"0.weight_packed": t[WEIGHT].clone()}), "weight_packed"),
     "no bias": (lambda t: t.pop("3.bias"), r"has \['3.bias'\] besides"),
     "no scales": (lambda t: [t.pop(n) for n in list(t) if "scale" in n], "expected at least one tensor"),
 }
