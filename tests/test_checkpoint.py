@@ -300,15 +300,21 @@ def test_a_module_is_rebuilt_from_its_constructor_arguments(tmp_path, monkeypatc
             self.size, self.stride, self.mode = size, stride, mode
             self.weight = nn.Parameter(torch.zeros(size, device=device, dtype=dtype))
             self.bias = nn.Parameter(torch.zeros(1, device=device)) if bias else None
+            self.register_buffer("_like", torch.empty(0, device=device, dtype=dtype), persistent=False)
+
+        @property
+        def dtype(self):
+            return self._like.dtype
 
     monkeypatch.setattr(octavo.nn, "Int8Toy", Int8Toy, raising=False)
     monkeypatch.setattr(octavo.nn, "__all__", [*octavo.nn.__all__, "Int8Toy"])
     model = nn.ModuleList([Int8Toy(3, False, stride=(2, 5), mode="circular", dtype=torch.bfloat16)])
     octavo.save(model, tmp_path)
-    (loaded,) = octavo.load(nn.ModuleList([nn.PReLU(3)]), tmp_path)
+    (loaded,) = octavo.load(nn.ModuleList([nn.PReLU(3).bfloat16()]), tmp_path)
     assert type(loaded) is Int8Toy
     assert (loaded.size, loaded.stride, loaded.mode, loaded.bias) == (3, (2, 5), "circular", None)
     assert loaded.weight.dtype == torch.bfloat16
+    assert (loaded._like.device.type, loaded.dtype) == ("cpu", torch.bfloat16)
     monkeypatch.undo()
     refused("kind: expected one of .*Int8Linear.*, got 'Int8Toy'", nn.ModuleList([nn.PReLU(3)]), tmp_path)
 
@@ -337,7 +343,7 @@ def test_save_refuses_what_it_cannot_keep(tmp_path, monkeypatch):
     for model, match in (
         (nn.Sequential(Mine(2, 2)), "layer '0': expected a class of octavo.nn, got the subclass Mine"),
         (nn.Sequential(Stateful()), "0._extra_state: expected a strided torch.Tensor.*'step': 3"),
-        (Odd(), "layer 'mode': activation: expected a number, a string, None"),
+        (Odd(), "layer 'mode': activation: expected a number, a string, None, a dtype"),
         (nn.Sequential(Int8Odd(2)), "layer '0': size: expected an attribute, as an argument of Int8Odd"),
         (nn.Linear(2, 2, device="meta"), "weight: expected .* with values, got Tensor on meta"),
         (3, "model: expected a torch.nn.Module, got int"),

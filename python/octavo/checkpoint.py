@@ -136,14 +136,10 @@ def _bitmask(name: str, tensor: Tensor) -> dict[str, Tensor]:
     if tensor.dtype != torch.int8 or not tensor.numel():
         return {}
     rows = tensor.reshape(len(tensor) if tensor.dim() else 1, -1)
-    mask = rows != 0
-    if len(rows) * _mask_bytes(rows.shape[1]) + int(mask.sum()) >= tensor.numel():
+    if len(rows) * -(-rows.shape[1] // 8) + int(rows.count_nonzero()) >= tensor.numel():
         return {}
+    mask = rows != 0
     return {name + _BITS: pack_mask(mask), name + _VALUES: rows[mask]}
-
-
-def _mask_bytes(columns: int) -> int:
-    return -(-columns // 8)
 
 
 # ---- what a file holds ----

@@ -83,6 +83,8 @@ def _float_linears(model: nn.Module) -> list[str]:
                     f"model: layer {fqn!r}: expected no activation, which layers of compressed-tensors do "
                     f"not have, got {module.activation!r}; export before layers are fused"
                 )
+            if not getattr(module, "symmetric", True):
+                raise ValueError(f"model: layer {fqn!r}: expected symmetric activations, got symmetric=False")
         elif isinstance(module, other):
             raise ValueError(
                 f"model: layer {fqn!r}: expected int8 layers to be Int8Linear, as W8A8 has no others, got "

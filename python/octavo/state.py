@@ -176,13 +176,19 @@ def _fill_module(model: nn.Module, fqn: str, module: nn.Module, state: dict[str,
         raise ValueError(f"model: layer {fqn!r}: expected a weight of shape {want} as in the file, got {got}")
     tensors = dict(chain(old.named_parameters(), old.named_buffers()))
     for name, tensor in state.items():
-        if name in tensors and name != "weight":
+        if name in tensors and tensor.dtype != torch.int8:
             _check_dtype(f"{fqn}.{name}" if fqn else name, tensor, tensors[name])
     held = next(iter(tensors.values()), None)
     try:
         module.load_state_dict({n: _to_device_of(held, t) for n, t in state.items()}, assign=True)
     except RuntimeError as error:
         raise ValueError(f"layer {fqn!r}: {error}") from error
+    for part in module.modules():
+        for name, buffer in part._buffers.items():
+            if buffer is not None and buffer.is_meta and not buffer.numel():  # beside the state dict
+                part._buffers[name] = torch.empty_like(
+                    buffer, device="cpu" if held is None or held.is_meta else held.device
+                )
     module.train(old.training)
 
 

@@ -1,9 +1,10 @@
 """What a file says of an int8 module, and the module that it names.
 
 The protocol: a module can be saved if octavo.nn exports its class under a name that begins with Int8, and if
-each constructor argument but `device` and `dtype` is also an attribute with the same meaning, or, for `bias`,
-tells whether there is one. The arguments are numbers, strings, None, or tuples of these. The module made from
-them on the meta device has the state dict that the saved one has.
+each constructor argument but `device` is also an attribute that means the same: a number, a string, None, a
+dtype, or a tuple of these. `bias` may be a tensor there: what is saved is whether there is one. `dtype` may be
+missing where the tensors of the state dict tell it. Made from these on the meta device, a module has the state
+dict that the saved one has; buffers that are not in it have no elements.
 """
 
 from __future__ import annotations
@@ -11,9 +12,8 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import torch
 from torch import nn
-
-_NOT_SAVED = ("device", "dtype")  # the tensors of the state dict bring theirs
 
 
 def kinds() -> dict[str, type[nn.Module]]:
@@ -34,21 +34,24 @@ def describe(module: nn.Module) -> dict[str, Any] | None:
         return None
     settings = {}
     for name in inspect.signature(type(module)).parameters:
-        if name not in _NOT_SAVED:
-            if not hasattr(module, name):
-                raise TypeError(
-                    f"{name}: expected an attribute as the constructor of {kind} has it, got none"
-                )
-            value = getattr(module, name)
-            settings[name] = value is not None if name == "bias" else _plain(name, value)
+        if name == "device" or (name == "dtype" and not hasattr(module, name)):
+            continue
+        if not hasattr(module, name):
+            raise TypeError(f"{name}: expected an attribute, as an argument of {kind} has it, got none")
+        value = getattr(module, name)
+        settings[name] = value is not None if name == "bias" else _plain(name, value)
     return {"kind": kind, "settings": settings}
 
 
 def _plain(name: str, value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(name, each) for each in value]
+    if isinstance(value, torch.dtype):
+        return str(value).removeprefix("torch.")
     if value is not None and not isinstance(value, bool | int | float | str):
-        raise TypeError(f"{name}: expected a number, a string, None or a tuple of these, got {value!r}")
+        raise TypeError(
+            f"{name}: expected a number, a string, None, a dtype or a tuple of these, got {value!r}"
+        )
     return value
 
 
@@ -58,7 +61,12 @@ def rebuild(description: dict[str, Any]) -> nn.Module:
     kind, known = description["kind"], kinds()
     if kind not in known:
         raise ValueError(f"kind: expected one of {tuple(known)}, got {kind!r}")
-    settings = {n: tuple(v) if isinstance(v, list) else v for n, v in description["settings"].items()}
+    settings: dict[str, Any] = dict(description["settings"])
+    for name, value in settings.items():
+        if isinstance(value, list):
+            settings[name] = tuple(value)
+        elif name == "dtype":
+            settings[name] = getattr(torch, value)
     try:
         return known[kind](**settings, device="meta")
     except TypeError as error:
