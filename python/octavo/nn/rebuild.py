@@ -2,9 +2,9 @@
 
 The protocol: a module can be saved if octavo.nn exports its class under a name that begins with Int8, and if
 each constructor argument but `device` is also an attribute that means the same: a number, a string, None, a
-dtype, or a tuple of these. `bias` may be a tensor there: what is saved is whether there is one. `dtype` may be
-missing where the tensors of the state dict tell it. Made from these on the meta device, a module has the state
-dict that the saved one has; buffers that are not in it have no elements.
+dtype, or a tuple of these. `bias` may be a tensor there: what is saved is whether there is one. `dtype` may
+be missing where the tensors of the state dict tell it. Made from these on the meta device, a module has the
+state dict that the saved one has; buffers that are not in it have no elements.
 """
 
 from __future__ import annotations
@@ -39,8 +39,12 @@ def describe(module: nn.Module) -> dict[str, Any] | None:
         if not hasattr(module, name):
             raise TypeError(f"{name}: expected an attribute, as an argument of {kind} has it, got none")
         value = getattr(module, name)
-        settings[name] = value is not None if name == "bias" else _plain(name, value)
+        settings[name] = _is_there(value) if name == "bias" else _plain(name, value)
     return {"kind": kind, "settings": settings}
+
+
+def _is_there(bias: object) -> bool:
+    return bias is not None and bias is not False
 
 
 def _plain(name: str, value: Any) -> Any:
