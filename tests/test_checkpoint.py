@@ -544,6 +544,27 @@ def test_a_failed_save_leaves_what_was_there(small, tmp_path, monkeypatch):
             assert {each.name: each.read_bytes() for each in small.iterdir()} == good
 
 
+def test_everything_is_flushed_before_it_is_seen(tmp_path, monkeypatch):
+    events = []
+    rename, fsync = os.rename, os.fsync
+
+    def flushed(descriptor):
+        events.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        fsync(descriptor)
+
+    def renamed(a, b):
+        events.append("rename")
+        rename(a, b)
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(os, "rename", renamed)
+    octavo.save(quantized(), tmp_path / "target")
+    *files_, draft, renames, parent = events
+    assert sorted(files_) == [TENSORS, MANIFEST]
+    assert draft.startswith(".target.")
+    assert (renames, parent) == ("rename", tmp_path.name)
+
+
 @pytest.mark.parametrize("exchange", [True, False])
 def test_an_earlier_checkpoint_is_replaced(small, tmp_path, monkeypatch, exchange):
     if not exchange:
@@ -588,6 +609,19 @@ def test_what_is_not_octavos_is_never_replaced(small, tmp_path):
         with pytest.raises(ValueError, match=match):
             octavo.save(quantized(), tmp_path / name)
     assert (tmp_path / "file").read_text() == "x"
+    assert (small / "notes.txt").read_text() == "mine"
+
+
+def test_what_came_into_a_checkpoint_meanwhile_is_not_lost(small, monkeypatch):
+    write = safe.save_file
+
+    def slowly(*args, **options):
+        write(*args, **options)
+        (small / "notes.txt").write_text("mine")
+
+    monkeypatch.setattr(safe, "save_file", slowly)
+    with pytest.raises(ValueError, match=r"small' with \['notes.txt'\]"):
+        octavo.save(quantized(), small)
     assert (small / "notes.txt").read_text() == "mine"
 
 
