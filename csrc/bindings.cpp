@@ -285,7 +285,6 @@ void bind_linear(py::module_& m) {
 }
 
 void bind_conv(py::module_& m) {
-  m.attr("MAX_TAPS") = kMaxTaps;
   using Four = std::array<int64_t, 4>;
   m.def("int8_conv2d", [](Address x, int x_dtype, const Four& shape, const Four& strides, const Four& kernel,
                           const Four& window, int64_t groups, int64_t n, Address weight, int64_t nbytes,

@@ -16,6 +16,33 @@ constexpr int64_t kSpanPanels = 16;  // panels whose tile of results stays in L2
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// memcpy of a few bytes without a call: two moves that may overlap.
+template <class Word>
+inline void copy_ends(uint8_t* out, const uint8_t* in, int64_t n) {
+  Word first, last;
+  memcpy(&first, in, sizeof first);
+  memcpy(&last, in + n - static_cast<int64_t>(sizeof last), sizeof last);
+  memcpy(out, &first, sizeof first);
+  memcpy(out + n - static_cast<int64_t>(sizeof last), &last, sizeof last);
+}
+
+inline void copy_run(uint8_t* out, const uint8_t* in, int64_t n) {
+  struct Sixteen {
+    uint64_t low, high;
+  };
+  if (n > 32) {
+    memcpy(out, in, static_cast<size_t>(n));
+  } else if (n >= 16) {
+    copy_ends<Sixteen>(out, in, n);
+  } else if (n >= 8) {
+    copy_ends<uint64_t>(out, in, n);
+  } else if (n >= 4) {
+    copy_ends<uint32_t>(out, in, n);
+  } else {
+    for (int64_t i = 0; i < n; ++i) out[i] = in[i];
+  }
+}
+
 class WindowProduct {
  public:
   explicit WindowProduct(const ConvChunk& chunk) : chunk_(chunk), args_(chunk.args), image_(chunk.image) {
@@ -69,22 +96,25 @@ class WindowProduct {
   }
 
   void gather(int64_t group, int64_t first, int64_t rows, uint8_t* out, int64_t stride) const {
-    const int64_t line_step = args_.dilation_h * image_.row_bytes(),
-                  run_step = args_.dilation_w * image_.channels;
+    const int64_t line_step = args_.dilation_h * image_.row_bytes();
+    const int64_t run_step = args_.dilation_w * image_.channels;
+    int64_t sample = first / pixels_, y = first % pixels_ / args_.out_width, x = first % args_.out_width;
     for (int64_t i = 0; i < rows; ++i, out += stride) {
-      const int64_t sample = (first + i) / pixels_, pixel = (first + i) % pixels_;
-      const int64_t y = pixel / args_.out_width * args_.stride_h,
-                    x = pixel % args_.out_width * args_.stride_w;
-      const uint8_t* line = image_.data + sample * image_.sample_bytes() + y * image_.row_bytes() +
-                            x * image_.channels + group * channels_;
+      const uint8_t* line = image_.data + sample * image_.sample_bytes() +
+                            y * args_.stride_h * image_.row_bytes() + x * args_.stride_w * image_.channels +
+                            group * channels_;
       uint8_t* target = out;
       for (int64_t ky = 0; ky < args_.kernel_h; ++ky, line += line_step) {
         const uint8_t* run = line;
         for (int64_t j = 0; j < runs_; ++j, run += run_step, target += run_bytes_)
-          memcpy(target, run, static_cast<size_t>(run_bytes_));
+          copy_run(target, run, run_bytes_);
       }
       // The weights are 0 beyond k, but what meets them should not depend on earlier calls.
       memset(target, 0, static_cast<size_t>(padded_k(k_) - k_));
+      if (++x == args_.out_width) {
+        x = 0;
+        if (++y == args_.out_height) y = 0, ++sample;
+      }
     }
   }
 

@@ -7,7 +7,7 @@ namespace octavo {
 namespace {
 
 constexpr int64_t kSlack = 32;          // DepthwiseRow: elements readable beyond the end
-constexpr int64_t kRowGrain = 1 << 14;  // multiply-adds worth a task
+constexpr int64_t kRowGrain = 1 << 18;  // multiply-adds worth filling the ring anew
 
 void widen(const int8_t* q, int64_t n, float* out) {
   kernels().quantize->dequantize(q, n, 0, 1.0f, out, DType::f32);

@@ -13,10 +13,12 @@ from ..torch_pruning import (
     prune_model_,
 )
 from .configs import Int8Dynamic
+from .conv import Int8Conv2d
 from .convert import quantize_
 from .linear import Int8Linear
 
 __all__ = [
+    "Int8Conv2d",
     "Int8Dynamic",
     "Int8Linear",
     "L1SemiStructured",
