@@ -265,8 +265,8 @@ def int8_conv2d(
             activation,
             out_dtype,
         )
-    pixels: Array = y.reshape(batch, rows, cols, n)
-    return pixels.transpose(0, 3, 1, 2)
+    result: Array = y.reshape(batch, rows, cols, n).transpose(0, 3, 1, 2)
+    return result
 
 
 def _activate(y: Array, activation: str | None) -> Array:
