@@ -77,7 +77,7 @@ def expected_of(x, weight, scale, bias, groups, window, activation=None, out_dty
     return reference.int8_conv2d(x, weight, scale, bias, *placed, groups, activation, name)
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(case=convolutions())
 def test_every_isa_equals_the_reference(case):
     x, weight, scale, bias, groups, window = case
@@ -92,7 +92,7 @@ def test_every_isa_equals_the_reference(case):
         assert (y.transpose(0, 2, 3, 1) if innermost else y).flags.c_contiguous
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(
     case=convolutions(), out=st.sampled_from(FLOATS[:3]), activation=st.sampled_from(["relu", "gelu", "silu"])
 )
@@ -104,10 +104,9 @@ def test_activations_and_output_dtypes(case, out, activation):
         first = octavo.int8_conv2d(x, packed, bias, **window, activation=activation, out_dtype=out)
     assert first.dtype == dtype_of(out)
     if activation != "relu":
-        finite = np.isfinite(pre)
-        assert_close_ulp(np.where(finite, first, 0).astype(first.dtype), np.where(finite, pre, 0), 4)
+        assert_close_ulp(first, pre, 4)
     else:
-        assert_same(first, pre.astype(first.dtype))
+        assert_same(first, cast(pre, out))
     for label, y in on_every_isa(
         lambda: octavo.int8_conv2d(x, packed, bias, **window, activation=activation, out_dtype=out), (2,)
     ):
@@ -140,7 +139,7 @@ def test_large_images(shape, weight, groups, window, innermost):
 
 
 @needs_torch
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(case=convolutions(), seed=st.integers(0, 1000))
 def test_the_sums_are_exact(case, seed):
     """With 127 in every sample the scale is 1: the result is the convolution of integers."""
@@ -280,7 +279,7 @@ def test_errors():
 
 
 @needs_torch
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(case=convolutions())
 @example(
     case=(

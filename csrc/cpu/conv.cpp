@@ -53,7 +53,10 @@ Epilogue pixel_epilogue(const ConvChunk& chunk, int64_t pixel, int64_t rows, int
   const int64_t pixels = args.out_height * args.out_width, size = size_of(args.out_dtype);
   Epilogue e = {};
   auto* scales = static_cast<float*>(scratch(Slot::row_scales, rows * 4));
-  for (int64_t i = 0; i < rows; ++i) scales[i] = chunk.image.scales[(pixel + i) / pixels];
+  for (int64_t i = 0; i < rows;) {
+    const int64_t sample = (pixel + i) / pixels, end = std::min((sample + 1) * pixels - pixel, rows);
+    for (; i < end; ++i) scales[i] = chunk.image.scales[sample];
+  }
   e.row_scale = scales;
   e.col_scale = args.w_scale + channel;
   e.bias = chunk.bias ? chunk.bias + channel : nullptr;

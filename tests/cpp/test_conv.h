@@ -28,7 +28,7 @@ void test_conv_driver() {
     if (!depthwise) {
       packed = Bytes(s.groups * packed_parts(Layout::dense, each, k, 0).end);
       for (int64_t group = 0; group < s.groups; ++group) {
-        const Bytes one = pack({taps.as<int8_t>() + group * each * k, each, k, k, 1});
+        Bytes one = pack({taps.as<int8_t>() + group * each * k, each, k, k, 1});
         memcpy(packed.as<char>() + group * one.size(), one.data(), static_cast<size_t>(one.size()));
       }
     }
