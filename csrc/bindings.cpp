@@ -4,6 +4,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <array>
 #include <cstring>
 #include <map>
 #include <string>
@@ -285,6 +287,62 @@ void bind_linear(py::module_& m) {
   });
 }
 
+void bind_conv(py::module_& m) {
+  using Four = std::array<int64_t, 4>;
+  m.def("int8_conv2d", [](Address x, int x_dtype, const Four& shape, const Four& strides, const Four& kernel,
+                          const Four& window, int64_t groups, int64_t n, Address weight, int64_t nbytes,
+                          Address w_scale, Address bias, int bias_dtype, int activation, Address out,
+                          int out_dtype, int64_t out_height, int64_t out_width, bool channels_last,
+                          int threads) {
+    const auto [batch, channels, height, width] = shape;
+    const auto [kernel_h, kernel_w, pad_top, pad_left] = kernel;
+    const auto [stride_h, stride_w, dilation_h, dilation_w] = window;
+    const int64_t taps = kernel_h * kernel_w;
+    int64_t packed_nbytes = 0;
+    if (channels != groups || n != groups || taps > kMaxTaps) {
+      packed_nbytes = nbytes / groups;
+      for (int64_t group = 0; group < groups; ++group) {
+        const PackedHeader header = checked_header(weight + group * packed_nbytes, packed_nbytes);
+        check(header.n == n / groups, "n", "the packed weight's", n / groups);
+        check(header.k == taps * (channels / groups), "k", "the packed weight's", taps * (channels / groups));
+      }
+    } else {
+      check(nbytes == taps * n, "weight", "a byte for each tap and channel", nbytes);
+    }
+    ConvArgs args = {};
+    args.x = at<const void>(x);
+    args.dtype = float_dtype_of(x_dtype);
+    args.batch = batch;
+    args.channels = channels;
+    args.height = height;
+    args.width = width;
+    std::copy(strides.begin(), strides.end(), args.x_strides);
+    args.kernel_h = kernel_h;
+    args.kernel_w = kernel_w;
+    args.stride_h = stride_h;
+    args.stride_w = stride_w;
+    args.dilation_h = dilation_h;
+    args.dilation_w = dilation_w;
+    args.pad_top = pad_top;
+    args.pad_left = pad_left;
+    args.groups = groups;
+    args.n = n;
+    args.weight = at<const void>(weight);
+    args.packed_nbytes = packed_nbytes;
+    args.w_scale = at<const float>(w_scale);
+    args.bias = at<const void>(bias);
+    args.bias_dtype = float_dtype_of(bias_dtype);
+    args.activation = activation_of(activation);
+    args.out = at<void>(out);
+    args.out_dtype = out_dtype_of(out_dtype);
+    args.out_height = out_height;
+    args.out_width = out_width;
+    args.channels_last = channels_last;
+    const py::gil_scoped_release release;
+    conv2d(args, threads);
+  });
+}
+
 void bind_machine(py::module_& m) {
   m.def("isas_built", [] {
     std::vector<std::string> names;
@@ -328,5 +386,6 @@ PYBIND11_MODULE(_core, m) {
   octavo::bind_norm(m);
   octavo::bind_prune(m);
   octavo::bind_linear(m);
+  octavo::bind_conv(m);
   octavo::bind_machine(m);
 }

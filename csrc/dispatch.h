@@ -17,6 +17,7 @@ struct Kernels {
   const NormKernels* norm;
   const GemmKernels* gemm;
   const SparseKernels* sparse;
+  const DepthwiseKernels* depthwise;
 };
 
 const Kernels& kernels();                   // the chosen ones: the best available unless set_isa chose others

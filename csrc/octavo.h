@@ -135,11 +135,28 @@ struct SparseKernels {
   double bitmask_pays, block_pays;
 };
 
+// A row of output pixels of a depthwise convolution; its columns are channels.
+struct DepthwiseRow {
+  const float* const* taps;  // where the first pixel's channels lie under each of the `count` weights
+  const float*
+      weights;  // [count][channels]; it and the taps hold integers, and are readable 32 beyond their end
+  int64_t count, channels;
+  int64_t pixels, step;  // elements from one pixel's channels to the next one's
+  Epilogue epilogue;
+};
+
+constexpr int64_t kMaxTaps = 1024;  // 128 * 128 * kMaxTaps fits the 24 bits of a float: its sums are exact
+
+struct DepthwiseKernels {
+  void (*convolve)(const DepthwiseRow& row);
+};
+
 extern const QuantizeKernels kQuantizeScalar, kQuantizeAvx2, kQuantizeAvx512Vnni, kQuantizeNeon;
 extern const PruneKernels kPruneScalar, kPruneAvx2, kPruneAvx512Vnni, kPruneNeon;
 extern const NormKernels kNormScalar, kNormAvx2, kNormAvx512Vnni, kNormNeon;
 extern const GemmKernels kGemmScalar, kGemmAvx2, kGemmAvxVnni, kGemmAvx512Vnni, kGemmAmx, kGemmNeon,
     kGemmNeonDot, kGemmNeonI8mm;
+extern const DepthwiseKernels kDepthwiseScalar, kDepthwiseAvx2, kDepthwiseAvx512Vnni, kDepthwiseNeon;
 extern const SparseKernels kSparseScalar, kSparseAvx2, kSparseAvx512Vbmi2, kSparseAmx;
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -294,6 +311,30 @@ struct LinearArgs {
   int64_t count;
 };
 void linear(const LinearArgs& args, int threads);
+
+// A 2-D convolution of float x [batch, channels, height, width], any strides, quantized with one scale per sample. Zeros
+// stand above and left of it as given, and below and right of it as far as the output's size asks for them.
+struct ConvArgs {
+  const void* x;
+  DType dtype;
+  int64_t batch, channels, height, width;
+  int64_t x_strides[4];
+  int64_t kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left;
+  int64_t groups, n;  // n: output channels of all groups
+  // A packed weight [n / groups, kernel_h * kernel_w * (channels / groups)] for each group, channels innermost, each of
+  // packed_nbytes; or, where channels = groups = n, int8 taps [kernel_h * kernel_w, n], and packed_nbytes is 0.
+  const void* weight;
+  int64_t packed_nbytes;
+  const float* w_scale;  // [n]
+  const void* bias;      // [n], or nullptr
+  DType bias_dtype;
+  Activation activation;
+  void* out;
+  DType out_dtype;
+  int64_t out_height, out_width;
+  bool channels_last;  // out is [batch, out_height, out_width, n], else [batch, n, out_height, out_width]
+};
+void conv2d(const ConvArgs& args, int threads);
 
 // The machine's limits, for the benchmarks.
 double probe_peak(double milliseconds, int threads);  // 1e9 operations per second, two per multiply-add

@@ -249,7 +249,7 @@ ThreadsInfo threads_info() {
 namespace {
 
 struct Scratch {
-  static constexpr int kSlots = 5;
+  static constexpr int kSlots = 12;
   void* memory[kSlots] = {};
   int64_t bytes[kSlots] = {};
   ~Scratch() {

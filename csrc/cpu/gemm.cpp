@@ -20,12 +20,6 @@ constexpr int64_t kStripColumns = kStripPanels * kPanelN;
 constexpr int64_t kTallRows = 48;     // rows for each thread from which splitting them pays
 constexpr int64_t kExpandRows = 512;  // the same where each share of rows would expand the weights anew
 
-// A line of padding where the padded k is a multiple of 128: rows a power of two apart would share few cache sets.
-int64_t staged_stride(int64_t k) {
-  const int64_t padded = padded_k(k);
-  return padded / kPanelK % 2 == 0 ? padded + kPanelK : padded;
-}
-
 // Row `row` of int8 or uint8 activations.
 void stage_bytes(const LinearArgs& args, int64_t row, int64_t k, uint8_t* out) {
   const auto* a = static_cast<const uint8_t*>(args.a) + row * args.a_row_stride;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../dispatch.h"
+#include "../layouts.h"
 #include "../numerics.h"
 #include "stream.h"
 
@@ -14,6 +15,13 @@ static inline int64_t size_of(DType dtype) {
     case DType::i32: return 4;
     default: return 2;
   }
+}
+
+// Bytes between staged rows of A. A line of padding where the padded k is a multiple of 128: rows a power of two apart
+// would share few cache sets.
+static inline int64_t staged_stride(int64_t k) {
+  const int64_t padded = padded_k(k);
+  return padded / kPanelK % 2 == 0 ? padded + kPanelK : padded;
 }
 
 // Element i of a contiguous array, as float32.

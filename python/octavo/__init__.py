@@ -14,13 +14,16 @@ from .backends import (
     use_backend,
 )
 from .ops import (
+    PackedConvWeight,
     PackedWeight,
     Quantized,
     dequantize,
+    int8_conv2d,
     int8_linear,
     int_mm,
     layer_norm_quantize,
     magnitude_threshold,
+    pack_conv_weight,
     pack_mask,
     pack_weight,
     prune,
@@ -43,6 +46,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Int8Dynamic",
+    "PackedConvWeight",
     "PackedWeight",
     "Quantized",
     "__version__",
@@ -53,6 +57,7 @@ __all__ = [
     "force_isa",
     "get_isa",
     "get_num_threads",
+    "int8_conv2d",
     "int8_linear",
     "int_mm",
     "layer_norm_quantize",
@@ -60,6 +65,7 @@ __all__ = [
     "load_compressed_tensors",
     "magnitude_threshold",
     "nn",
+    "pack_conv_weight",
     "pack_mask",
     "pack_weight",
     "prepare_qat_",

@@ -184,6 +184,28 @@ def scaled_int_mm(
     out_row_stride: int,
     threads: int,
 ) -> None: ...
+def int8_conv2d(
+    x: int,
+    x_dtype: int,
+    shape: tuple[int, ...],  # batch, channels, height, width
+    strides: tuple[int, ...],
+    kernel: tuple[int, ...],  # height, width; padding at the top and at the left
+    window: tuple[int, ...],  # stride and dilation, both vertical and horizontal
+    groups: int,
+    n: int,
+    weight: int,
+    nbytes: int,
+    w_scale: int,
+    bias: int,
+    bias_dtype: int,
+    activation: int,
+    out: int,
+    out_dtype: int,
+    out_height: int,
+    out_width: int,
+    channels_last: bool,
+    threads: int,
+) -> None: ...
 def probe_peak(milliseconds: float, threads: int) -> float: ...
 def probe_read(buffer: int, nbytes: int, threads: int) -> int: ...
 def probe_copy(source: int, target: int, nbytes: int, threads: int) -> None: ...

@@ -260,12 +260,13 @@ def is_plain(x: Array) -> bool:
     """Whether x is C-contiguous, and its elements stand in memory aligned and as they read."""
     if isinstance(x, np.ndarray):
         return x.flags.num & _C_CONTIGUOUS_ALIGNED == _C_CONTIGUOUS_ALIGNED
-    return _is_c_contiguous(x) and _is_readable(x)
+    return _is_c_contiguous(x) and is_readable(x)
 
 
-def _is_readable(x: Array) -> bool:
-    """Whether elements on a device or of torch are aligned, and stand in memory as they read: torch negates
-    views lazily."""
+def is_readable(x: Array) -> bool:
+    """Whether elements are aligned, and stand in memory as they read: torch negates views lazily."""
+    if isinstance(x, np.ndarray):
+        return x.flags.aligned and not any(s % x.itemsize for s in x.strides)
     if is_torch(x):
         address = x.data_ptr()
         return not (address & 7 and address % x.itemsize) and not x.is_neg()
@@ -292,10 +293,7 @@ def as_rows(x: Array) -> tuple[int, int, int, int, Array]:
 
 def _row_strides(x: Array) -> tuple[int, int] | None:
     """Row and column stride of the 2-D view of x in elements, where x has one."""
-    if isinstance(x, np.ndarray):
-        if not x.flags.aligned or any(s % x.itemsize for s in x.strides):
-            return None
-    elif not _is_readable(x):
+    if not is_readable(x):
         return None
     strides = element_strides(x)
     row_stride = _collapsed(x.shape[:-1], strides[:-1])

@@ -7,6 +7,7 @@ its twin with the underscore, which validates and runs the native kernels or the
 
 from __future__ import annotations
 
+from .convolution import PackedConvWeight, _int8_conv2d, int8_conv2d, pack_conv_weight
 from .linear import (
     _int8_linear,
     _int8_linears,
@@ -32,9 +33,11 @@ from .pruning import (
 from .quantization import Quantized, _dequantize, _quantize, dequantize, quantize
 
 __all__ = [
+    "PackedConvWeight",
     "PackedWeight",
     "Quantized",
     "_dequantize",
+    "_int8_conv2d",
     "_int8_linear",
     "_int8_linears",
     "_int_mm",
@@ -47,10 +50,12 @@ __all__ = [
     "_scaled_int_mm",
     "_unpack_weight_buffer",
     "dequantize",
+    "int8_conv2d",
     "int8_linear",
     "int_mm",
     "layer_norm_quantize",
     "magnitude_threshold",
+    "pack_conv_weight",
     "pack_mask",
     "pack_weight",
     "prune",

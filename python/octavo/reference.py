@@ -223,6 +223,53 @@ def int8_linear(
     return scaled_int_mm(data, scale, weight, weight_scale, bias, zero_point, activation, out_dtype)
 
 
+def int8_conv2d(
+    x: Array,
+    weight: Array,
+    weight_scale: Array,
+    bias: Array | None,
+    stride: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    dilation: tuple[int, int],
+    groups: int,
+    activation: str | None = None,
+    out_dtype: str = "float32",
+) -> Array:
+    """x [B, C, H, W] is quantized per sample, symmetrically; weight int8 [N, C / groups, kh, kw].
+
+    padding: top, bottom, left, right.
+    """
+    batch, c, height, width = x.shape
+    n, _, kh, kw = weight.shape
+    top, bottom, left, right = padding
+    q, scale, _ = quantize(x.reshape(batch, c * height * width))
+    q = np.pad(q.reshape(x.shape), ((0, 0), (0, 0), (top, bottom), (left, right)))
+    rows = (q.shape[2] - dilation[0] * (kh - 1) - 1) // stride[0] + 1
+    cols = (q.shape[3] - dilation[1] * (kw - 1) - 1) // stride[1] + 1
+    windows = np.zeros((batch, rows, cols, c, kh, kw), np.int8)
+    for i in range(kh):
+        for j in range(kw):
+            seen = q[:, :, i * dilation[0] :: stride[0], j * dilation[1] :: stride[1]]
+            windows[..., i, j] = seen[:, :, :rows, :cols].transpose(0, 2, 3, 1)
+    a = windows.reshape(batch, rows, cols, groups, c // groups * kh * kw)
+    w = weight.reshape(groups, n // groups, c // groups * kh * kw)
+    y: Array = np.empty((batch, rows, cols, groups, n // groups), _dtype(out_dtype))
+    for group in range(groups):
+        out = slice(group * (n // groups), (group + 1) * (n // groups))
+        y[..., group, :] = scaled_int_mm(
+            a[..., group, :],
+            scale[:, None, None],
+            w[group],
+            weight_scale[out],
+            None if bias is None else bias[out],
+            None,
+            activation,
+            out_dtype,
+        )
+    result: Array = y.reshape(batch, rows, cols, n).transpose(0, 3, 1, 2)
+    return result
+
+
 def _activate(y: Array, activation: str | None) -> Array:
     """f64 from the f32 pre-activation, rounded once to f32."""
     if activation is None:

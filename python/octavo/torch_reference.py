@@ -199,6 +199,30 @@ def scaled_int_mm(
     return _activate(y, activation).to(_dtype(out_dtype))
 
 
+def windows(
+    x: Tensor,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    dilation: tuple[int, int],
+    groups: int,
+) -> Tensor:
+    """What a convolution sees of x [B, C, H, W], in zeros: [groups, B, H', W', C / groups * kh * kw]."""
+    top, bottom, left, right = padding
+    x = torch.nn.functional.pad(x, (left, right, top, bottom))
+    rows = (x.shape[2] - dilation[0] * (kernel[0] - 1) - 1) // stride[0] + 1
+    cols = (x.shape[3] - dilation[1] * (kernel[1] - 1) - 1) // stride[1] + 1
+    seen = [
+        x[:, :, i * dilation[0] :: stride[0], j * dilation[1] :: stride[1]][:, :, :rows, :cols]
+        for i in range(kernel[0])
+        for j in range(kernel[1])
+    ]
+    taps = torch.stack(seen, -1)
+    taps = taps.reshape(x.shape[0], groups, x.shape[1] // groups, rows, cols, len(seen))
+    taps = taps.permute(1, 0, 3, 4, 2, 5)
+    return taps.reshape(*taps.shape[:4], taps.shape[4] * taps.shape[5])
+
+
 def _activate(y: Tensor, activation: str | None) -> Tensor:
     """float64 from the float32 pre-activation, rounded once to float32."""
     if activation is None:

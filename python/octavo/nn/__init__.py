@@ -13,6 +13,7 @@ from ..torch_pruning import (
     prune_model_,
 )
 from .configs import Int8Dynamic
+from .conv import Int8Conv2d
 from .convert import quantize_
 from .linear import Int8Linear
 from .training import FakeQuantizedConv2d, FakeQuantizedLinear, convert_qat_, prepare_qat_
@@ -20,6 +21,7 @@ from .training import FakeQuantizedConv2d, FakeQuantizedLinear, convert_qat_, pr
 __all__ = [
     "FakeQuantizedConv2d",
     "FakeQuantizedLinear",
+    "Int8Conv2d",
     "Int8Dynamic",
     "Int8Linear",
     "L1SemiStructured",
