@@ -16,6 +16,7 @@ from torch import Tensor
 
 from . import ops
 from .quantization import raise_nonfinite
+from .torch_convolution import _int8_conv2d_fake, int8_conv2d_op
 from .torch_library import _define
 from .torch_ops import dequantize_op, quantize_op
 from .torch_products import _int8_linear_fake, int8_linear_op
@@ -94,36 +95,6 @@ fake_quantized_linear = _define(
 # ---- conv2d ----
 
 
-def _int8_conv2d(
-    x: Tensor,
-    weight: Tensor,
-    weight_scale: Tensor,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-) -> Tensor:
-    """conv2d with an int8 weight and exact sums; x is quantized with one scale per sample."""
-    data, scale, _ = ops._quantize(x.flatten(1))
-    windows = torch.nn.functional.pad(data.reshape(x.shape), [padding[1]] * 2 + [padding[0]] * 2)
-    for axis in (0, 1):
-        span = (weight.shape[2 + axis] - 1) * dilation[axis] + 1
-        windows = windows.unfold(2 + axis, span, stride[axis])[..., :: dilation[axis]]
-    batch, _, height, width, *_ = windows.shape
-    rows = windows.permute(0, 2, 3, 1, 4, 5).reshape(batch * height * width, groups, weight[0].numel())
-    scales = scale.repeat_interleave(height * width)
-    dtype = torch.float32 if x.dtype == torch.float64 else x.dtype
-    weights, weight_scales = weight.flatten(1).chunk(groups), weight_scale.chunk(groups)
-    biases = [None] * groups if bias is None else bias.chunk(groups)
-    parts = [
-        ops._scaled_int_mm(rows[:, i], scales, *each, out_dtype=dtype)
-        for i, each in enumerate(zip(weights, weight_scales, biases, strict=True))
-    ]
-    y = torch.cat(parts, 1).reshape(batch, height, width, -1 if batch else weight.shape[0])
-    return y.permute(0, 3, 1, 2).contiguous()
-
-
 def _conv2d(
     x: Tensor,
     weight: Tensor,
@@ -133,13 +104,25 @@ def _conv2d(
     dilation: Sequence[int] = (1, 1),
     groups: int = 1,
 ) -> Tensor:
-    return _int8_conv2d(x, *_quantize_weight(weight), bias, stride, padding, dilation, groups)
+    top, left = padding
+    y: Tensor = int8_conv2d_op(
+        x, *_quantize_weight(weight), bias, stride, (top, top, left, left), dilation, groups
+    )
+    return y
 
 
-def _conv2d_fake(x: Tensor, weight: Tensor, bias: Tensor | None = None, *arguments: Any) -> Tensor:
-    dtype = torch.float32 if x.dtype == torch.float64 else x.dtype
-    y = torch.nn.functional.conv2d(x, weight.to(x.dtype), None, *arguments)
-    return y.new_empty(y.shape, dtype=dtype)
+def _conv2d_fake(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+    groups: int = 1,
+) -> Tensor:
+    data, scale = weight.new_empty(weight.shape, dtype=torch.int8), weight.new_empty(weight.shape[0])
+    top, left = padding
+    return _int8_conv2d_fake(x, data, scale, bias, stride, (top, top, left, left), dilation, groups)
 
 
 def _conv2d_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
