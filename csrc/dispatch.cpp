@@ -92,32 +92,36 @@ Machine detect() { return {}; }
 std::vector<Kernels> build_table() {
   [[maybe_unused]] const Machine machine = detect();
   return {
-      {"scalar", true, nullptr, &kQuantizeScalar, &kPruneScalar, &kNormScalar, &kGemmScalar, &kSparseScalar},
+      {"scalar", true, nullptr, &kQuantizeScalar, &kPruneScalar, &kNormScalar, &kGemmScalar, &kSparseScalar,
+       &kWeightOnlyScalar, &kEmbeddingScalar},
 #ifdef OCTAVO_HAVE_AVX2
-      {"avx2", machine.avx2, nullptr, &kQuantizeAvx2, &kPruneAvx2, &kNormAvx2, &kGemmAvx2, &kSparseAvx2},
+      {"avx2", machine.avx2, nullptr, &kQuantizeAvx2, &kPruneAvx2, &kNormAvx2, &kGemmAvx2, &kSparseAvx2,
+       &kWeightOnlyAvx2, &kEmbeddingAvx2},
 #endif
 #ifdef OCTAVO_HAVE_AVXVNNI
       {"avxvnni", machine.avxvnni, nullptr, &kQuantizeAvx2, &kPruneAvx2, &kNormAvx2, &kGemmAvxVnni,
-       &kSparseAvx2},
+       &kSparseAvx2, &kWeightOnlyAvx2, &kEmbeddingAvx2},
 #endif
 #ifdef OCTAVO_HAVE_AVX512VNNI
       {"avx512vnni", machine.avx512vnni, nullptr, &kQuantizeAvx512Vnni, &kPruneAvx512Vnni, &kNormAvx512Vnni,
-       &kGemmAvx512Vnni, machine.avx512vbmi2 ? &kSparseAvx512Vbmi2 : &kSparseAvx2},
+       &kGemmAvx512Vnni, machine.avx512vbmi2 ? &kSparseAvx512Vbmi2 : &kSparseAvx2, &kWeightOnlyAvx512Vnni,
+       &kEmbeddingAvx512Vnni},
 #endif
 #ifdef OCTAVO_HAVE_AMX
       {"amx", machine.amx, request_tiles, &kQuantizeAvx512Vnni, &kPruneAvx512Vnni, &kNormAvx512Vnni,
-       &kGemmAmx, &kSparseAmx},
+       &kGemmAmx, &kSparseAmx, &kWeightOnlyAvx512Vnni, &kEmbeddingAvx512Vnni},
 #endif
 #ifdef OCTAVO_HAVE_NEON
-      {"neon", true, nullptr, &kQuantizeNeon, &kPruneNeon, &kNormNeon, &kGemmNeon, &kSparseScalar},
+      {"neon", true, nullptr, &kQuantizeNeon, &kPruneNeon, &kNormNeon, &kGemmNeon, &kSparseScalar,
+       &kWeightOnlyNeon, &kEmbeddingNeon},
 #endif
 #ifdef OCTAVO_HAVE_NEONDOT
       {"neondot", machine.neondot, nullptr, &kQuantizeNeon, &kPruneNeon, &kNormNeon, &kGemmNeonDot,
-       &kSparseScalar},
+       &kSparseScalar, &kWeightOnlyNeon, &kEmbeddingNeon},
 #endif
 #ifdef OCTAVO_HAVE_NEONI8MM
       {"neoni8mm", machine.neoni8mm, nullptr, &kQuantizeNeon, &kPruneNeon, &kNormNeon, &kGemmNeonI8mm,
-       &kSparseScalar},
+       &kSparseScalar, &kWeightOnlyNeon, &kEmbeddingNeon},
 #endif
   };
 }

@@ -17,6 +17,8 @@ struct Kernels {
   const NormKernels* norm;
   const GemmKernels* gemm;
   const SparseKernels* sparse;
+  const WeightOnlyKernels* weight_only;
+  const EmbeddingKernels* embedding;
 };
 
 const Kernels& kernels();                   // the chosen ones: the best available unless set_isa chose others
