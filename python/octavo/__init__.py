@@ -17,6 +17,8 @@ from .ops import (
     PackedWeight,
     Quantized,
     dequantize,
+    int8_embedding,
+    int8_embedding_bag,
     int8_linear,
     int_mm,
     layer_norm_quantize,
@@ -31,16 +33,18 @@ from .ops import (
     rms_norm_quantize,
     scaled_int_mm,
     unpack_mask,
+    weight_only_linear,
 )
 
 if TYPE_CHECKING:
     from . import nn
-    from .nn import Int8Dynamic, prune_model_, quantize_
+    from .nn import Int8Dynamic, Int8WeightOnly, prune_model_, quantize_
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Int8Dynamic",
+    "Int8WeightOnly",
     "PackedWeight",
     "Quantized",
     "__version__",
@@ -49,6 +53,8 @@ __all__ = [
     "force_isa",
     "get_isa",
     "get_num_threads",
+    "int8_embedding",
+    "int8_embedding_bag",
     "int8_linear",
     "int_mm",
     "layer_norm_quantize",
@@ -69,12 +75,13 @@ __all__ = [
     "show_config",
     "unpack_mask",
     "use_backend",
+    "weight_only_linear",
 ]
 
 
 def __getattr__(name: str) -> Any:
     """nn and what it defines import torch: only when asked for."""
-    if name == "nn" or name in ("Int8Dynamic", "prune_model_", "quantize_"):
+    if name == "nn" or name in ("Int8Dynamic", "Int8WeightOnly", "prune_model_", "quantize_"):
         import importlib
 
         nn = importlib.import_module(".nn", __name__)

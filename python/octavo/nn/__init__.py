@@ -12,13 +12,19 @@ from ..torch_pruning import (
     l1_unstructured,
     prune_model_,
 )
-from .configs import Int8Dynamic
+from .configs import Int8Dynamic, Int8WeightOnly
 from .convert import quantize_
+from .embedding import Int8Embedding, Int8EmbeddingBag
 from .linear import Int8Linear
+from .weight_only import Int8WeightOnlyLinear
 
 __all__ = [
     "Int8Dynamic",
+    "Int8Embedding",
+    "Int8EmbeddingBag",
     "Int8Linear",
+    "Int8WeightOnly",
+    "Int8WeightOnlyLinear",
     "L1SemiStructured",
     "L1Structured",
     "L1Unstructured",

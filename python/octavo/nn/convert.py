@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import nn
 
 from .configs import DEFAULT, Config, check_config
-from .linear import Int8Linear, why_float
+from .linear import Int8Linear, PackedLinear, why_float
 
 Filter = Callable[[nn.Module, str], bool]
 
@@ -47,7 +47,7 @@ def _is_plain_linear(module: nn.Module) -> bool:
 
 def _leave_fused_path(module: nn.Module) -> None:
     # in eval mode these two hand the weights of their linears to a fused float kernel and call no linear
-    if not any(isinstance(child, Int8Linear) for child in module.modules()):
+    if not any(isinstance(child, PackedLinear) for child in module.modules()):
         return
     if isinstance(module, nn.TransformerEncoderLayer):
         module.activation_relu_or_gelu = 0

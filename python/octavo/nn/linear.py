@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,22 +13,24 @@ from .. import ops, torch_ops
 from ..arrays import needs_dispatcher, on_cuda
 from ..linear import ACTIVATIONS, CUDA_ROW
 from ..packed import PackedWeight, pack_buffer
-from .configs import DEFAULT, Config, check_config
+from .configs import DEFAULT, Config, Int8WeightOnly, check_config
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
-class Int8Linear(nn.Module):
-    """y = activation(x @ weight.T + bias) with an int8 weight; x is quantized per row on the fly.
+class PackedLinear(nn.Module):
+    """What linear layers with an int8 weight share: what they hold, save, load and move.
 
-    The state dict holds the logical values: `weight` int8 [N, K], `weight_scale` float32 [N, 1] and `bias`.
-    In memory there is one copy of the weight, packed for the kernels on the CPU, and on a GPU where rows are
-    not whole multiples of 16 bytes, else plain; `weight` unpacks it. `.to(dtype)` casts the bias only: every
-    float dtype is taken, and returned.
+    The state dict holds the logical values: `weight` int8 [N, K], `weight_scale` float32 [N, G] (one scale
+    for each of G groups of a row's weights) and `bias`. In memory there is one copy of the weight, packed for
+    the kernels on the CPU, and on a GPU where rows are not whole multiples of 16 bytes, else plain; `weight`
+    unpacks it. `.to(dtype)` casts the bias only: every float dtype is taken, and returned.
     """
 
     weight_scale: Tensor
     bias: nn.Parameter | None
     _stored: Tensor
-    _checked: tuple[Tensor | None, Tensor | None, PackedWeight] | None = None  # buffers after checks
 
     def __init__(
         self,
@@ -56,18 +58,12 @@ class Int8Linear(nn.Module):
             self.register_parameter("bias", None)
 
     @classmethod
-    def from_float(
-        cls, linear: nn.Linear, config: Config = DEFAULT, *, activation: str | None = None
-    ) -> Int8Linear:
-        """The int8 form of a linear layer. ValueError for a weight with NaN or Inf."""
-        check_config(config)
-        if not isinstance(linear, nn.Linear):
-            raise TypeError(f"linear: expected a torch.nn.Linear, got {type(linear).__name__}")
+    def _of(cls, linear: nn.Linear, data: Tensor, scale: Tensor, **options: Any) -> Self:
+        """The layer with this weight and the rest of a float one."""
         with torch.no_grad():
-            data, scale, _ = ops.quantize(linear.weight.detach(), nonfinite="raise")
-            new = cls(linear.in_features, linear.out_features, False, activation=activation, device="meta")
+            new = cls(linear.in_features, linear.out_features, False, device="meta", **options)
             new._stored = _stored_form(data)
-            new.weight_scale = scale.unsqueeze(-1)
+            new.weight_scale = scale if scale.dim() == 2 else scale.unsqueeze(-1)
             if linear.bias is not None:
                 new.bias = nn.Parameter(linear.bias.detach().clone(), requires_grad=False)
         return new.train(linear.training)
@@ -81,33 +77,13 @@ class Int8Linear(nn.Module):
         weight: Tensor = torch_ops.unpack_weight(stored, self.out_features, self.in_features)
         return weight
 
-    def forward(self, x: Tensor) -> Tensor:
-        # the dictionaries of nn.Module, read directly: its __getattr__ costs more than a small kernel
-        stored, scale, bias = (
-            self._buffers["_stored"],
-            self._buffers["weight_scale"],
-            self._parameters["bias"],
-        )
-        if needs_dispatcher(x, stored, bias):
-            y: Tensor = torch_ops.int8_linear_op(x, stored, scale, bias, activation=self.activation)
-            return y
-        checked = self._checked
-        if checked is None or checked[0] is not stored or checked[1] is not scale:
-            if on_cuda(stored):  # no PackedWeight: to check a header would wait for the device
-                return ops._int8_linear(x, stored, scale, bias, self.activation)  # type: ignore[no-any-return]
-            checked = self._checked = (stored, scale, PackedWeight(stored, scale))
-        return ops._int8_linear(x, checked[2], None, bias, self.activation)  # type: ignore[no-any-return]
-
     def extra_repr(self) -> str:
         text = (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
         )
         return text if self.activation is None else f"{text}, activation={self.activation!r}"
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_checked"}
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Int8Linear:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedLinear:
         scale, device = self.weight_scale, self._stored.device
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.weight_scale.dtype != torch.float32:  # scales are float32 whatever the model's dtype
@@ -149,6 +125,50 @@ class Int8Linear(nn.Module):
         self._stored = _stored_form(weight.detach().to(device, copy=device.type != "cpu"))  # packing copies
 
 
+class Int8Linear(PackedLinear):
+    """y = activation(x @ weight.T + bias) with an int8 weight; x is quantized per row on the fly.
+
+    The state dict holds the logical values: `weight` int8 [N, K], `weight_scale` float32 [N, 1] and `bias`.
+    """
+
+    _checked: tuple[Tensor | None, Tensor | None, PackedWeight] | None = None  # buffers after checks
+
+    @classmethod
+    def from_float(
+        cls, linear: nn.Linear, config: Config = DEFAULT, *, activation: str | None = None
+    ) -> PackedLinear:
+        """The int8 form of a linear layer, for Int8WeightOnly an Int8WeightOnlyLinear. ValueError for a
+        weight with NaN or Inf."""
+        check_config(config)
+        if isinstance(config, Int8WeightOnly):
+            from .weight_only import Int8WeightOnlyLinear
+
+            return Int8WeightOnlyLinear.from_float(linear, config, activation=activation)
+        check_linear(linear)
+        data, scale, _ = ops.quantize(linear.weight.detach(), nonfinite="raise")
+        return cls._of(linear, data, scale, activation=activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # the dictionaries of nn.Module, read directly: its __getattr__ costs more than a small kernel
+        stored, scale, bias = (
+            self._buffers["_stored"],
+            self._buffers["weight_scale"],
+            self._parameters["bias"],
+        )
+        if needs_dispatcher(x, stored, bias):
+            y: Tensor = torch_ops.int8_linear_op(x, stored, scale, bias, activation=self.activation)
+            return y
+        checked = self._checked
+        if checked is None or checked[0] is not stored or checked[1] is not scale:
+            if on_cuda(stored):  # no PackedWeight: to check a header would wait for the device
+                return ops._int8_linear(x, stored, scale, bias, self.activation)  # type: ignore[no-any-return]
+            checked = self._checked = (stored, scale, PackedWeight(stored, scale))
+        return ops._int8_linear(x, checked[2], None, bias, self.activation)  # type: ignore[no-any-return]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_checked"}
+
+
 def _stored_form(weight: Tensor) -> Tensor:
     readable = weight.shape[1] % CUDA_ROW == 0  # by CUDA kernels, as it is
     if readable if on_cuda(weight) else weight.device.type != "cpu":
@@ -157,6 +177,11 @@ def _stored_form(weight: Tensor) -> Tensor:
         packed: Tensor = torch_ops.pack_weight(weight)
         return packed
     return pack_buffer(weight, "auto")  # type: ignore[no-any-return]
+
+
+def check_linear(linear: object) -> None:
+    if not isinstance(linear, nn.Linear):
+        raise TypeError(f"linear: expected a torch.nn.Linear, got {type(linear).__name__}")
 
 
 def why_float(module: nn.Linear) -> str:
