@@ -161,12 +161,18 @@ struct WeightOnlyKernels {
   void (*multiply)(const WeightOnlyStrip& strip);
 };
 
-// Rows of an int8 table for a bag; every step is one float32 operation.
+// A row of an int8 table, in a bag.
+struct BagRow {
+  const int8_t* q;
+  float scale, weight;
+};
+
+// Row after row; every step is one float32 operation, v = float(q[i]) * scale.
 struct EmbeddingKernels {
-  // sum[i] = sum[i] + (float(q[i]) * scale) * weight
-  void (*add)(const int8_t* q, int64_t n, float scale, float weight, float* sum);
-  // top[i] = v > top[i] ? v : top[i], v = float(q[i]) * scale
-  void (*max)(const int8_t* q, int64_t n, float scale, float* top);
+  // total[i] = total[i] + v * weight
+  void (*add)(const BagRow* rows, int64_t count, int64_t n, float* total);
+  // total[i] = v > total[i] ? v : total[i]
+  void (*max)(const BagRow* rows, int64_t count, int64_t n, float* total);
   // out[i] = x[i] / divisor, rounded once to dtype
   void (*divide)(const float* x, int64_t n, float divisor, void* out, DType dtype);
 };

@@ -11,7 +11,7 @@ namespace {
 
 constexpr int64_t kGrain = 1 << 15;       // elements worth a thread
 constexpr int64_t kCheckGrain = 1 << 17;  // indices worth a thread
-constexpr int64_t kRowsAhead = 8;
+constexpr int64_t kRowsAhead = 16;
 
 int64_t at(const Integers& v, int64_t i) {
   return v.wide ? static_cast<const int64_t*>(v.data)[i] : static_cast<const int32_t*>(v.data)[i];
@@ -61,31 +61,30 @@ void embedding(const EmbeddingTable& table, const Integers& indices, void* out, 
 void embedding_bag(const EmbeddingBagArgs& args, int threads) {
   const EmbeddingTable& table = args.table;
   const int64_t dim = table.dim, bytes = dim * size_of(args.out_dtype);
-  auto bag = [&](int64_t number, float* sum) {
+  auto bag = [&](int64_t number, float* total) {
     const EmbeddingKernels& kernel = *kernels().embedding;
-    const int64_t first = number ? args.ends[number - 1] : 0;
-    int64_t count = 0;
-    for (int64_t i = first; i < args.ends[number]; ++i) {
-      prefetch_row(table, args.indices, i + kRowsAhead);
-      const int64_t row = at(args.indices, i);
-      if (row == args.padding) continue;
-      const int8_t* q = table.data + row * dim;
-      const bool is_max = args.mode == BagMode::max;
-      if (count == 0) std::fill(sum, sum + dim, is_max ? -__builtin_inff() : 0.0f);
-      if (is_max) {
-        kernel.max(q, dim, table.scale[row], sum);
-      } else {
-        kernel.add(q, dim, table.scale[row], args.weights ? args.weights[i] : 1.0f, sum);
+    const bool is_max = args.mode == BagMode::max;
+    std::fill(total, total + dim, is_max ? -__builtin_inff() : 0.0f);
+    BagRow rows[kRowsAhead];
+    int64_t kept = 0;
+    for (int64_t i = number ? args.ends[number - 1] : 0; i < args.ends[number]; i += kRowsAhead) {
+      int64_t found = 0;
+      for (int64_t j = i; j < std::min(i + kRowsAhead, args.ends[number]); ++j) {
+        prefetch_row(table, args.indices, j + kRowsAhead);
+        const int64_t row = at(args.indices, j);
+        if (row == args.padding) continue;
+        rows[found++] = {table.data + row * dim, table.scale[row], args.weights ? args.weights[j] : 1.0f};
       }
-      ++count;
+      (is_max ? kernel.max : kernel.add)(rows, found, dim, total);
+      kept += found;
     }
-    if (count == 0) std::fill(sum, sum + dim, 0.0f);
-    const float divisor = args.mode == BagMode::mean && count ? static_cast<float>(count) : 1.0f;
-    kernel.divide(sum, dim, divisor, static_cast<char*>(args.out) + number * bytes, args.out_dtype);
+    if (kept == 0) std::fill(total, total + dim, 0.0f);
+    const float divisor = args.mode == BagMode::mean && kept ? static_cast<float>(kept) : 1.0f;
+    kernel.divide(total, dim, divisor, static_cast<char*>(args.out) + number * bytes, args.out_dtype);
   };
   auto body = [&](int64_t begin, int64_t end) {
-    auto* sum = static_cast<float*>(scratch(Slot::rows, dim * 4));
-    for (int64_t number = begin; number < end; ++number) bag(number, sum);
+    auto* total = static_cast<float*>(scratch(Slot::rows, dim * 4));
+    for (int64_t number = begin; number < end; ++number) bag(number, total);
   };
   const int64_t per_bag = args.bags ? args.indices.count / args.bags + 1 : 1;
   parallel_for(args.bags, grain_of(dim * per_bag), threads, body);

@@ -3,5 +3,5 @@
 #include "embedding.inl"
 
 namespace octavo {
-extern const EmbeddingKernels kEmbeddingNeon = {add_row, max_row, divide};
+extern const EmbeddingKernels kEmbeddingNeon = {fold_rows<Add>, fold_rows<Max>, divide};
 }
