@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
+from . import backends
 from .arrays import (
     DTYPE_CODES,
+    FLOAT_CODES,
     FLOATS,
     Array,
     as_dtype_name,
@@ -21,12 +24,14 @@ from .arrays import (
     kind_of,
     needs_dispatcher,
     on_cuda,
+    plain_address,
     pointer,
     store,
     writable_rows,
 )
+from .backends import _core
 from .engines import native_for, reference_for
-from .linear import _check_epilogue, _operand, as_operand
+from .linear import _ACTIVATION_NAMES, ACTIVATIONS, _check_epilogue, _operand, as_operand
 from .packed import PackedWeight, unpack_buffer
 from .quantization import Quantized
 
@@ -86,6 +91,10 @@ def _weight_only_linear(
     out: Array | None = None,
 ) -> Array:
     """weight_only_linear, without torch's dispatcher; weight: a packed buffer or int8 [N, K]."""
+    if out_dtype is None and out is None and backends.native:
+        tiny = _tiny_weight_only_linear(x, weight, weight_scale, bias, activation)
+        if tiny is not None:
+            return tiny
     inputs = {"x": x, "weight": weight, "weight_scale": weight_scale, "bias": bias}
     kind_of(**inputs)
     code = float_code(x, "x")
@@ -132,6 +141,61 @@ def _weight_only_linear(
         *engine.where,
     )
     return result if out is None else store(out, result)
+
+
+def _tiny_weight_only_linear(
+    x: Array, weight: Array, weight_scale: Array, bias: Array | None, activation: str | None
+) -> Array | None:
+    """What _weight_only_linear does for contiguous arrays of the usual dtypes and a packed buffer, or None
+    where anything else comes.
+
+    It repeats the checks of _weight_only_linear without its function calls, which cost more than a tiny
+    product.
+    """
+    x_address, address = plain_address(x, weight), plain_address(weight, weight)
+    scale_address = plain_address(weight_scale, weight)
+    if not (x_address and address and scale_address) or weight.ndim != 1 or weight.itemsize != 1:
+        return None
+    n, k = _core.packed_shape(address, weight.shape[0])
+    code, shape, scale_shape = FLOAT_CODES.get(x.dtype, 3), x.shape, weight_scale.shape
+    if code == 3 or not shape or shape[-1] != k or FLOAT_CODES.get(weight_scale.dtype) != 0:
+        return None
+    if len(scale_shape) != 2 or scale_shape[0] != n:
+        return None
+    groups = scale_shape[1]
+    if groups != 1 and (not groups or k % (GROUP_MULTIPLE * groups)):
+        return None
+    if activation is not None and activation not in _ACTIVATION_NAMES:
+        return None
+    bias_address = bias_code = 0
+    if bias is not None:
+        bias_address = plain_address(bias, weight)
+        bias_code = FLOAT_CODES.get(bias.dtype, -1) if bias_address else -1
+        if bias_code < 0 or bias.shape != (n,):
+            return None
+    lead = shape[:-1]
+    result: Array = np.empty((*lead, n), x.dtype) if type(x) is np.ndarray else x.new_empty(*lead, n)
+    _core.weight_only_linear(
+        x_address,
+        code,
+        math.prod(lead),
+        n,
+        k,
+        k,
+        1,
+        address,
+        weight.shape[0],
+        scale_address,
+        groups,
+        bias_address,
+        bias_code,
+        ACTIVATIONS[activation],
+        pointer(result),
+        code,
+        n,
+        backends.get_num_threads(),
+    )
+    return result
 
 
 def check_groups(weight_scale: Array, n: int, k: int) -> int:
