@@ -343,6 +343,66 @@ void bind_conv(py::module_& m) {
   });
 }
 
+void bind_weight_only(py::module_& m) {
+  m.def("weight_only_linear", [](Address x, int x_dtype, int64_t rows, int64_t n, int64_t k,
+                                 int64_t row_stride, int64_t col_stride, Address buffer, int64_t nbytes,
+                                 Address scale, int64_t groups, Address bias, int bias_dtype, int activation,
+                                 Address out, int out_dtype, int64_t out_row_stride, int threads) {
+    const WeightOnlyArgs args = {
+        {at<const void>(x), float_dtype_of(x_dtype), rows, k, row_stride, col_stride},
+        linear_target(n, k, buffer, nbytes, 0, bias, bias_dtype, activation, out, out_dtype, out_row_stride),
+        at<const float>(scale),
+        groups};
+    const bool whole = groups == 1 || (groups > 1 && k % (groups * kGroupK) == 0);
+    check(whole, "groups", "1, or as many as split k into multiples of 4", groups);
+    check(args.target.out_dtype != DType::i32, "out_dtype", "a float", out_dtype);
+    const py::gil_scoped_release release;
+    weight_only_linear(args, threads);
+  });
+}
+
+EmbeddingTable table_of(Address data, Address scale, int64_t entries, int64_t dim) {
+  return {at<const int8_t>(data), at<const float>(scale), entries, dim};
+}
+
+// Both return where the first index outside the table is, and then write nothing; else -1.
+void bind_embedding(py::module_& m) {
+  m.def("embedding", [](Address data, Address scale, int64_t entries, int64_t dim, Address indices, bool wide,
+                        int64_t count, Address out, int out_dtype, int threads) {
+    const EmbeddingTable table = table_of(data, scale, entries, dim);
+    const Integers where = {at<const void>(indices), wide, count};
+    const DType type = float_dtype_of(out_dtype);
+    const py::gil_scoped_release release;
+    const int64_t outside = first_outside(where, entries, threads);
+    if (outside < 0) embedding(table, where, at<void>(out), type, threads);
+    return outside;
+  });
+  m.def("embedding_bag", [](Address data, Address scale, int64_t entries, int64_t dim, Address indices,
+                            bool wide, int64_t count, Address ends, int64_t bags, Address weights,
+                            int64_t padding, int mode, Address out, int out_dtype, int threads) {
+    check(mode >= 0 && mode <= 2, "mode", "a code from 0 to 2", mode);
+    int64_t last = 0;
+    for (int64_t i = 0; i < bags; ++i) {
+      const int64_t end = at<const int64_t>(ends)[i];
+      check(end >= last && end <= count, "ends", "ascending positions among the indices", end);
+      last = end;
+    }
+    const EmbeddingBagArgs args = {table_of(data, scale, entries, dim),
+                                   {at<const void>(indices), wide, count},
+                                   at<const int64_t>(ends),
+                                   bags,
+                                   at<const float>(weights),
+                                   padding,
+                                   static_cast<BagMode>(mode),
+                                   at<void>(out),
+                                   float_dtype_of(out_dtype)};
+    const py::gil_scoped_release release;
+    const int64_t outside = first_outside(args.indices, entries, threads);
+    if (outside < 0) embedding_bag(args, threads);
+    return outside;
+  });
+}
+
 void bind_machine(py::module_& m) {
   m.def("isas_built", [] {
     std::vector<std::string> names;
@@ -387,5 +447,7 @@ PYBIND11_MODULE(_core, m) {
   octavo::bind_prune(m);
   octavo::bind_linear(m);
   octavo::bind_conv(m);
+  octavo::bind_weight_only(m);
+  octavo::bind_embedding(m);
   octavo::bind_machine(m);
 }

@@ -89,38 +89,35 @@ Machine detect() { return {}; }
 
 #endif
 
+// In the order of Kernels.
+#define OCTAVO_VECTOR_KERNELS(Unit) \
+  &kQuantize##Unit, &kPrune##Unit, &kNorm##Unit, &kDepthwise##Unit, &kEmbedding##Unit, &kWeightOnly##Unit
+
 std::vector<Kernels> build_table() {
   [[maybe_unused]] const Machine machine = detect();
   return {
-      {"scalar", true, nullptr, &kQuantizeScalar, &kPruneScalar, &kNormScalar, &kGemmScalar, &kSparseScalar,
-       &kDepthwiseScalar},
+      {"scalar", true, nullptr, OCTAVO_VECTOR_KERNELS(Scalar), &kGemmScalar, &kSparseScalar},
 #ifdef OCTAVO_HAVE_AVX2
-      {"avx2", machine.avx2, nullptr, &kQuantizeAvx2, &kPruneAvx2, &kNormAvx2, &kGemmAvx2, &kSparseAvx2,
-       &kDepthwiseAvx2},
+      {"avx2", machine.avx2, nullptr, OCTAVO_VECTOR_KERNELS(Avx2), &kGemmAvx2, &kSparseAvx2},
 #endif
 #ifdef OCTAVO_HAVE_AVXVNNI
-      {"avxvnni", machine.avxvnni, nullptr, &kQuantizeAvx2, &kPruneAvx2, &kNormAvx2, &kGemmAvxVnni,
-       &kSparseAvx2, &kDepthwiseAvx2},
+      {"avxvnni", machine.avxvnni, nullptr, OCTAVO_VECTOR_KERNELS(Avx2), &kGemmAvxVnni, &kSparseAvx2},
 #endif
 #ifdef OCTAVO_HAVE_AVX512VNNI
-      {"avx512vnni", machine.avx512vnni, nullptr, &kQuantizeAvx512Vnni, &kPruneAvx512Vnni, &kNormAvx512Vnni,
-       &kGemmAvx512Vnni, machine.avx512vbmi2 ? &kSparseAvx512Vbmi2 : &kSparseAvx2, &kDepthwiseAvx512Vnni},
+      {"avx512vnni", machine.avx512vnni, nullptr, OCTAVO_VECTOR_KERNELS(Avx512Vnni), &kGemmAvx512Vnni,
+       machine.avx512vbmi2 ? &kSparseAvx512Vbmi2 : &kSparseAvx2},
 #endif
 #ifdef OCTAVO_HAVE_AMX
-      {"amx", machine.amx, request_tiles, &kQuantizeAvx512Vnni, &kPruneAvx512Vnni, &kNormAvx512Vnni,
-       &kGemmAmx, &kSparseAmx, &kDepthwiseAvx512Vnni},
+      {"amx", machine.amx, request_tiles, OCTAVO_VECTOR_KERNELS(Avx512Vnni), &kGemmAmx, &kSparseAmx},
 #endif
 #ifdef OCTAVO_HAVE_NEON
-      {"neon", true, nullptr, &kQuantizeNeon, &kPruneNeon, &kNormNeon, &kGemmNeon, &kSparseScalar,
-       &kDepthwiseNeon},
+      {"neon", true, nullptr, OCTAVO_VECTOR_KERNELS(Neon), &kGemmNeon, &kSparseScalar},
 #endif
 #ifdef OCTAVO_HAVE_NEONDOT
-      {"neondot", machine.neondot, nullptr, &kQuantizeNeon, &kPruneNeon, &kNormNeon, &kGemmNeonDot,
-       &kSparseScalar, &kDepthwiseNeon},
+      {"neondot", machine.neondot, nullptr, OCTAVO_VECTOR_KERNELS(Neon), &kGemmNeonDot, &kSparseScalar},
 #endif
 #ifdef OCTAVO_HAVE_NEONI8MM
-      {"neoni8mm", machine.neoni8mm, nullptr, &kQuantizeNeon, &kPruneNeon, &kNormNeon, &kGemmNeonI8mm,
-       &kSparseScalar, &kDepthwiseNeon},
+      {"neoni8mm", machine.neoni8mm, nullptr, OCTAVO_VECTOR_KERNELS(Neon), &kGemmNeonI8mm, &kSparseScalar},
 #endif
   };
 }

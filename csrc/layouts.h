@@ -31,6 +31,8 @@ constexpr int64_t kMaxKUnsigned = 65793;  // 255 * 128 * K fits int32: uint8 act
 constexpr int64_t kStripPanels = 4;  // what work is split into
 static_assert(kStripPanels % 2 == 0, "strips are whole pairs of the bitmask layout");
 
+constexpr int64_t kStripColumns = kStripPanels * kPanelN;
+
 constexpr int64_t kTileColumns = 4;  // of the block layout
 constexpr int64_t kTileTerms = 16;
 constexpr int64_t kLine = 64;  // bytes of a line, and of a tile

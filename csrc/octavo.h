@@ -151,12 +151,56 @@ struct DepthwiseKernels {
   void (*convolve)(const DepthwiseRow& row);
 };
 
+// rows [0, m) of float x times a strip of up to kStripPanels panels of an int8 weight, which is never written out as floats.
+// For each output, every step one float32 operation, terms and groups ascending:
+//   total = 0; for each group: s = 0; for each term: s = s + x * float(w); total = total + s * scale
+//   y = activation(total + bias), rounded once to out_dtype
+struct WeightOnlyStrip {
+  const float* x;  // x[row * ldx + k]
+  int64_t ldx, m;
+  int64_t k;            // a multiple of kGroupK; x and the weights are 0 beyond the true terms
+  bool exact_products;  // no x * float(w) is rounded
+  int64_t group_size;   // terms of a group: a multiple of kGroupK, or k
+  const int8_t* panels;
+  int64_t panel_bytes;
+  int columns;         // that are stored
+  const float* scale;  // [groups][kStripColumns]
+  const float* bias;   // [columns], or nullptr
+  Activation activation;
+  void* out;
+  DType out_dtype;
+  int64_t out_row_stride;  // elements
+};
+
+struct WeightOnlyKernels {
+  void (*widen)(const void* x, DType dtype, int64_t n, float* out);
+  void (*multiply)(const WeightOnlyStrip& strip);
+};
+
+// A row of an int8 table, in a bag.
+struct BagRow {
+  const int8_t* q;
+  float scale, weight;
+};
+
+// Row after row; every step is one float32 operation, v = float(q[i]) * scale.
+struct EmbeddingKernels {
+  // total[i] = total[i] + v * weight
+  void (*add)(const BagRow* rows, int64_t count, int64_t n, float* total);
+  // total[i] = v > total[i] ? v : total[i]
+  void (*max)(const BagRow* rows, int64_t count, int64_t n, float* total);
+  // out[i] = x[i] / divisor, rounded once to dtype
+  void (*divide)(const float* x, int64_t n, float divisor, void* out, DType dtype);
+};
+
 extern const QuantizeKernels kQuantizeScalar, kQuantizeAvx2, kQuantizeAvx512Vnni, kQuantizeNeon;
 extern const PruneKernels kPruneScalar, kPruneAvx2, kPruneAvx512Vnni, kPruneNeon;
 extern const NormKernels kNormScalar, kNormAvx2, kNormAvx512Vnni, kNormNeon;
 extern const GemmKernels kGemmScalar, kGemmAvx2, kGemmAvxVnni, kGemmAvx512Vnni, kGemmAmx, kGemmNeon,
     kGemmNeonDot, kGemmNeonI8mm;
 extern const DepthwiseKernels kDepthwiseScalar, kDepthwiseAvx2, kDepthwiseAvx512Vnni, kDepthwiseNeon;
+extern const WeightOnlyKernels kWeightOnlyScalar, kWeightOnlyAvx2, kWeightOnlyAvx512Vnni, kWeightOnlyNeon;
+extern const EmbeddingKernels kEmbeddingScalar, kEmbeddingAvx2, kEmbeddingAvx512Vnni, kEmbeddingNeon;
 extern const SparseKernels kSparseScalar, kSparseAvx2, kSparseAvx512Vbmi2, kSparseAmx;
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -335,6 +379,46 @@ struct ConvArgs {
   bool channels_last;  // out is [batch, out_height, out_width, n], else [batch, n, out_height, out_width]
 };
 void conv2d(const ConvArgs& args, int threads);
+
+// Float x [m, k] times a packed weight as it is: nothing is quantized. scale [n, groups]; k is a multiple of groups, and of
+// groups * kGroupK if there are several. target.w_scale is not read.
+struct WeightOnlyArgs {
+  FloatRows x;
+  LinearTarget target;
+  const float* scale;
+  int64_t groups;
+};
+void weight_only_linear(const WeightOnlyArgs& args, int threads);
+
+// An int8 table [entries, dim] with one scale per row, and where to look.
+struct EmbeddingTable {
+  const int8_t* data;  // contiguous
+  const float* scale;
+  int64_t entries, dim;
+};
+// int32 or int64, contiguous.
+struct Integers {
+  const void* data;
+  bool wide;
+  int64_t count;
+};
+// Where the first index is that no row has, or -1. Only then is nothing written by the two below.
+int64_t first_outside(const Integers& indices, int64_t entries, int threads);
+void embedding(const EmbeddingTable& table, const Integers& indices, void* out, DType out_dtype, int threads);
+
+enum class BagMode : int { sum = 0, mean = 1, max = 2 };
+struct EmbeddingBagArgs {
+  EmbeddingTable table;
+  Integers indices;
+  const int64_t* ends;  // [bags]: where a bag's indices end and the next one's begin, ascending
+  int64_t bags;
+  const float* weights;  // like indices, or nullptr
+  int64_t padding;       // the index that is left out, or -1
+  BagMode mode;
+  void* out;  // contiguous [bags, dim]
+  DType out_dtype;
+};
+void embedding_bag(const EmbeddingBagArgs& args, int threads);
 
 // The machine's limits, for the benchmarks.
 double probe_peak(double milliseconds, int threads);  // 1e9 operations per second, two per multiply-add

@@ -203,6 +203,11 @@ inline I32 add(I32 a, I32 b) { return _mm256_add_epi32(a, b); }
 inline I32 sub(I32 a, I32 b) { return _mm256_sub_epi32(a, b); }
 inline I32 mul(I32 a, I32 b) { return _mm256_mullo_epi32(a, b); }
 inline F32 to_f32(I32 v) { return _mm256_cvtepi32_ps(v); }
+template <int kByte>
+inline F32 byte_to_f32(I32 v) {
+  if constexpr (kByte < 3) v = _mm256_slli_epi32(v, 24 - 8 * kByte);
+  return to_f32(_mm256_srai_epi32(v, 24));
+}
 inline I32 to_i32(F32 v) { return _mm256_cvtps_epi32(v); }
 inline F32 bits_to_exponent(F32 v) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(v), 23));

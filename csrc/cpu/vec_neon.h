@@ -183,6 +183,11 @@ inline I32 add(I32 a, I32 b) { return vaddq_s32(a, b); }
 inline I32 sub(I32 a, I32 b) { return vsubq_s32(a, b); }
 inline I32 mul(I32 a, I32 b) { return vmulq_s32(a, b); }
 inline F32 to_f32(I32 v) { return vcvtq_f32_s32(v); }
+template <int kByte>
+inline F32 byte_to_f32(I32 v) {
+  if constexpr (kByte < 3) v = vshlq_n_s32(v, 24 - 8 * kByte);
+  return to_f32(vshrq_n_s32(v, 24));
+}
 inline I32 to_i32(
     F32 v) {  // saturates, and NaN gives 0: what is too large for an int32 is INT32_MIN elsewhere
   return vbslq_s32(vcltq_f32(v, set1(2147483648.0f)), vcvtnq_s32_f32(v), set1(INT32_MIN));

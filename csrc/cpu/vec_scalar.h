@@ -113,6 +113,10 @@ inline I32 add(I32 a, I32 b) { return static_cast<I32>(static_cast<uint32_t>(a) 
 inline I32 sub(I32 a, I32 b) { return static_cast<I32>(static_cast<uint32_t>(a) - static_cast<uint32_t>(b)); }
 inline I32 mul(I32 a, I32 b) { return static_cast<I32>(static_cast<uint32_t>(a) * static_cast<uint32_t>(b)); }
 inline F32 to_f32(I32 v) { return static_cast<float>(v); }
+template <int kByte>
+inline F32 byte_to_f32(I32 v) {  // signed byte kByte of each lane
+  return static_cast<int8_t>(static_cast<uint32_t>(v) >> 8 * kByte);
+}
 inline I32 to_i32(F32 v) {
   const float r = round_even(v);
   return r >= -2147483648.0f && r < 2147483648.0f ? static_cast<I32>(r) : INT32_MIN;

@@ -19,6 +19,8 @@ from .ops import (
     Quantized,
     dequantize,
     int8_conv2d,
+    int8_embedding,
+    int8_embedding_bag,
     int8_linear,
     int_mm,
     layer_norm_quantize,
@@ -34,19 +36,21 @@ from .ops import (
     rms_norm_quantize,
     scaled_int_mm,
     unpack_mask,
+    weight_only_linear,
 )
 
 if TYPE_CHECKING:
     from . import nn
     from .checkpoint import load, save
     from .compressed_tensors import export_compressed_tensors, load_compressed_tensors
-    from .nn import Int8Dynamic, convert_qat_, prepare_qat_, prune_model_, quantize_
+    from .nn import Int8Dynamic, Int8WeightOnly, convert_qat_, prepare_qat_, prune_model_, quantize_
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Int8Dynamic",
     "PackedConvWeight",
+    "Int8WeightOnly",
     "PackedWeight",
     "Quantized",
     "__version__",
@@ -58,6 +62,8 @@ __all__ = [
     "get_isa",
     "get_num_threads",
     "int8_conv2d",
+    "int8_embedding",
+    "int8_embedding_bag",
     "int8_linear",
     "int_mm",
     "layer_norm_quantize",
@@ -83,12 +89,14 @@ __all__ = [
     "show_config",
     "unpack_mask",
     "use_backend",
+    "weight_only_linear",
 ]
 
 
 # What imports torch, and so only when it is asked for: the module of each name.
 _LAZY = {
     "Int8Dynamic": "nn",
+    "Int8WeightOnly": "nn",
     "convert_qat_": "nn",
     "export_compressed_tensors": "compressed_tensors",
     "load": "checkpoint",

@@ -196,6 +196,18 @@ def int8_conv2d(
     weight: int,
     nbytes: int,
     w_scale: int,
+def weight_only_linear(
+    x: int,
+    x_dtype: int,
+    m: int,
+    n: int,
+    k: int,
+    row_stride: int,
+    col_stride: int,
+    buffer: int,
+    nbytes: int,
+    scale: int,
+    groups: int,
     bias: int,
     bias_dtype: int,
     activation: int,
@@ -206,6 +218,40 @@ def int8_conv2d(
     channels_last: bool,
     threads: int,
 ) -> None: ...
+    out_row_stride: int,
+    threads: int,
+) -> None: ...
+
+# Both return where the first index outside [0, entries) is, and write nothing then; else -1.
+def embedding(
+    data: int,
+    scale: int,
+    entries: int,
+    dim: int,
+    indices: int,
+    wide: bool,
+    count: int,
+    out: int,
+    out_dtype: int,
+    threads: int,
+) -> int: ...
+def embedding_bag(
+    data: int,
+    scale: int,
+    entries: int,
+    dim: int,
+    indices: int,
+    wide: bool,
+    count: int,
+    ends: int,
+    bags: int,
+    weights: int,
+    padding: int,
+    mode: int,
+    out: int,
+    out_dtype: int,
+    threads: int,
+) -> int: ...
 def probe_peak(milliseconds: float, threads: int) -> float: ...
 def probe_read(buffer: int, nbytes: int, threads: int) -> int: ...
 def probe_copy(source: int, target: int, nbytes: int, threads: int) -> None: ...

@@ -22,7 +22,7 @@ Array: TypeAlias = Any  # numpy.ndarray | torch.Tensor | cupy.ndarray
 
 FLOATS = ("float32", "float16", "bfloat16", "float64")
 DTYPE_CODES = {"float32": 0, "float16": 1, "bfloat16": 2, "float64": 3, "int32": 4}
-_OTHERS = ("bool", "int8", "uint8", "int32")
+_OTHERS = ("bool", "int8", "uint8", "int32", "int64")
 
 # Filled by the first array of each type or dtype that comes along, so that torch, CuPy and
 # ml_dtypes are not imported.

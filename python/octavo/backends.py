@@ -84,6 +84,9 @@ def why_not_cuda(device: int, families: tuple[str, ...]) -> str:
     if capability < _CUDA_CAPABILITY:
         return f"the CUDA kernels need sm_{_CUDA_CAPABILITY} or newer, and this device is sm_{capability}"
     proven = module.kernels()
+    without = [family for family in families if family not in proven]
+    if without:
+        return f"there are no CUDA kernels for {without[0]}"
     if not cuda_unproven and not all(proven[family] for family in families):
         return (
             "these CUDA kernels have not passed their tests on a GPU yet, and run only with "

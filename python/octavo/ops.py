@@ -8,6 +8,7 @@ its twin with the underscore, which validates and runs the native kernels or the
 from __future__ import annotations
 
 from .convolution import PackedConvWeight, _int8_conv2d, int8_conv2d, pack_conv_weight
+from .embedding import _int8_embedding, _int8_embedding_bag, int8_embedding, int8_embedding_bag
 from .linear import (
     _int8_linear,
     _int8_linears,
@@ -31,6 +32,7 @@ from .pruning import (
     prune_quantize,
 )
 from .quantization import Quantized, _dequantize, _quantize, dequantize, quantize
+from .weight_only import _weight_only_linear, weight_only_linear
 
 __all__ = [
     "PackedConvWeight",
@@ -38,6 +40,8 @@ __all__ = [
     "Quantized",
     "_dequantize",
     "_int8_conv2d",
+    "_int8_embedding",
+    "_int8_embedding_bag",
     "_int8_linear",
     "_int8_linears",
     "_int_mm",
@@ -49,8 +53,11 @@ __all__ = [
     "_quantize",
     "_scaled_int_mm",
     "_unpack_weight_buffer",
+    "_weight_only_linear",
     "dequantize",
     "int8_conv2d",
+    "int8_embedding",
+    "int8_embedding_bag",
     "int8_linear",
     "int_mm",
     "layer_norm_quantize",
@@ -66,4 +73,5 @@ __all__ = [
     "rms_norm_quantize",
     "scaled_int_mm",
     "unpack_mask",
+    "weight_only_linear",
 ]

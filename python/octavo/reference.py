@@ -270,6 +270,30 @@ def int8_conv2d(
     return result
 
 
+def weight_only_linear(
+    x: Array,
+    weight: Array,
+    weight_scale: Array,
+    bias: Array | None = None,
+    activation: str | None = None,
+    out_dtype: str = "float32",
+) -> Array:
+    """x [..., K] stays float; weight int8 [N, K], weight_scale [N, G]. Terms, then groups, in order."""
+    with _quiet():
+        n, k = weight.shape
+        groups = weight_scale.shape[1]
+        rows, w = _f32(x), weight.astype(np.float32)
+        y = np.zeros((*x.shape[:-1], n), np.float32)
+        for g in range(groups):
+            total = np.zeros_like(y)
+            for i in range(g * (k // groups), (g + 1) * (k // groups)):
+                total = total + rows[..., i, None] * w[:, i]
+            y = y + total * weight_scale[:, g]
+        if bias is not None:
+            y = y + _f32(bias)
+        return _activate(y, activation).astype(_dtype(out_dtype))
+
+
 def _activate(y: Array, activation: str | None) -> Array:
     """f64 from the f32 pre-activation, rounded once to f32."""
     if activation is None:
@@ -372,6 +396,46 @@ def unpack_weight(buffer: Array, n: int, k: int, layout: str) -> Array:
             lines = part(rows * cols).view(np.int8)
         padded = lines.reshape(rows // 16, cols // 4, 16, 4).transpose(0, 2, 1, 3)
     return np.ascontiguousarray(padded.reshape(rows, cols)[:n, :k])
+
+
+# ---- embeddings ----
+
+
+def int8_embedding(indices: Array, weight: Array, weight_scale: Array, out_dtype: str = "float32") -> Array:
+    """float(q) * scale of the rows of weight int8 [V, D] with weight_scale [V]."""
+    return dequantize(weight[indices], weight_scale[indices], None, out_dtype)
+
+
+def int8_embedding_bag(
+    indices: Array,
+    ends: Array,
+    weight: Array,
+    weight_scale: Array,
+    per_sample_weights: Array | None = None,
+    padding_idx: int = -1,
+    mode: str = "sum",
+    out_dtype: str = "float32",
+) -> Array:
+    """Sums, means or maxima; bag b is the rows of indices[ends[b - 1] : ends[b]] but for padding_idx."""
+    with _quiet():
+        y = np.zeros((len(ends), weight.shape[1]), np.float32)
+        begin = 0
+        for b, end in enumerate(ends):
+            at = begin + np.flatnonzero(indices[begin:end] != padding_idx)
+            begin = end
+            if not at.size:
+                continue
+            if mode == "max":
+                y[b] = -np.inf
+            for i in at:
+                v = int8_embedding(indices[i], weight, weight_scale)
+                if mode == "max":
+                    y[b] = np.where(v > y[b], v, y[b])
+                else:
+                    y[b] = y[b] + (v if per_sample_weights is None else v * per_sample_weights[i])
+            if mode == "mean":
+                y[b] = y[b] / np.float32(at.size)
+        return y.astype(_dtype(out_dtype))
 
 
 # ---- pruning ----

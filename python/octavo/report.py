@@ -16,6 +16,7 @@ from .packed import MAX_K, PackedWeight, density
 
 _FEW_ROWS = 4  # kSmallM of these instruction sets' kernels: up to here they hand over to another
 _FEW_ROWS_RUN_ON = {"amx": "avx512vnni", "neoni8mm": "neondot"}
+_FAMILIES = {"int8_linear": "linear", "weight_only_linear": "weight_only"}  # of CUDA kernels
 
 
 def explanations(subject: Any) -> list[Explanation]:
@@ -40,19 +41,22 @@ def explanations(subject: Any) -> list[Explanation]:
 def _module_rows(model: Any) -> list[Explanation]:
     import torch
 
-    from .nn.linear import Int8Linear, why_float
+    from .nn.linear import PackedLinear, why_float
+    from .nn.weight_only import Int8WeightOnlyLinear
 
     rows = []
     for name, module in model.named_modules():
         name = name or "(model)"
-        if isinstance(module, Int8Linear):
-            stored, scale = module._stored, module.weight_scale
+        if isinstance(module, PackedLinear):
+            stored, nbytes = module._stored, module._stored.nbytes + module.weight_scale.nbytes
+            shape, state = (module.out_features, module.in_features), type(module).__name__
+            op = "weight_only_linear" if isinstance(module, Int8WeightOnlyLinear) else "int8_linear"
             if stored.dim() == 1:
-                rows.append(_packed_row(name, PackedWeight(stored, scale), "Int8Linear"))
+                weight = PackedWeight(stored)
+                share, layout = weight.density, weight.layout
             else:
-                nbytes = stored.nbytes + scale.nbytes
-                shape = (module.out_features, module.in_features)
-                rows.append(_int8_row(name, stored, shape, density(stored), nbytes, "plain", "Int8Linear"))
+                share, layout = density(stored), "plain"
+            rows.append(_int8_row(name, stored, shape, share, nbytes, layout, state, op))
         elif isinstance(module, torch.nn.Linear):
             w = module.weight
             dtype = str(w.dtype).removeprefix("torch.")
@@ -69,28 +73,36 @@ def _packed_row(name: str, weight: PackedWeight, state: str) -> Explanation:
 
 
 def _int8_row(
-    name: str, stored: Array, shape: tuple[int, int], share: float, nbytes: int, layout: str, state: str
+    name: str,
+    stored: Array,
+    shape: tuple[int, int],
+    share: float,
+    nbytes: int,
+    layout: str,
+    state: str,
+    op: str = "int8_linear",
 ) -> Explanation:
     if on_cuda(stored):
-        kernel, why = _on_device(stored)
+        kernel, why = _on_device(stored, op)
     elif not isinstance(stored, np.ndarray) and not stored.is_cpu:
         kernel, why = "torch reference", f"there are no kernels for the device {stored.device}"
     else:
         kernel, why = "reference", backends.reason()
         if backends.native:
             isa = backends.get_isa()
-            kernel = f"int8_linear {isa}"
-            if isa in _FEW_ROWS_RUN_ON:
+            kernel = f"{op} {isa}"
+            if op == "int8_linear" and isa in _FEW_ROWS_RUN_ON:
                 kernel += f" ({_FEW_ROWS_RUN_ON[isa]} up to {_FEW_ROWS} rows)"
             why += "; " + _why_layout(layout, share)
     return Explanation(name, shape, kernel, layout, share, nbytes, f"{state}: {why}")
 
 
-def _on_device(stored: Array) -> tuple[str, str]:
+def _on_device(stored: Array, op: str) -> tuple[str, str]:
     """(kernel, why) of a weight on a device."""
-    engine = native_for(stored, "linear")
+    family = _FAMILIES[op]
+    engine = native_for(stored, family)
     if engine is None:
-        return "torch reference", f"the weight is on a device, and {why_reference_for(stored, 'linear')}"
+        return "torch reference", f"the weight is on a device, and {why_reference_for(stored, family)}"
     kernels, ((device, *_),) = engine
     proven = kernels.kernels()["linear"]
     why = "proven on a GPU" if proven else "unproven on a GPU, and run by OCTAVO_CUDA_UNPROVEN=1"

@@ -1,6 +1,7 @@
 """torch.ops.octavo.*: schemas, kernels, fakes and gradients; octavo's functions for what torch must see.
 
 Those of products are in torch_products, that of convolution in torch_convolution.
+Those of products are in torch_products and torch_weight_only, those of embeddings in torch_embedding.
 
 The kernels are those of `octavo.ops`: native or reference on the CPU, the torch reference on CUDA. The public
 functions serve traced calls, other devices, tensor subclasses and gradients; `octavo.ops` sends them here.
@@ -20,6 +21,7 @@ from .norm import check_norm, check_norm_outs
 from .quantization import Quantized, _grouping, _seed
 from .selection import _check_units, _number, _selection
 from .torch_convolution import int8_conv2d
+from .torch_embedding import int8_embedding, int8_embedding_bag, int8_embedding_bag_op, int8_embedding_op
 from .torch_library import _check_kinds, _define, _dtype, _fill, _fill_quantized, _no_gradient, _none
 from .torch_products import (
     int8_linear,
@@ -30,11 +32,16 @@ from .torch_products import (
     scaled_int_mm,
     unpack_weight,
 )
+from .torch_weight_only import weight_only_linear, weight_only_linear_op
 
 __all__ = [
     "dequantize",
     "fake_quantize",
     "int8_conv2d",
+    "int8_embedding",
+    "int8_embedding_bag",
+    "int8_embedding_bag_op",
+    "int8_embedding_op",
     "int8_linear",
     "int8_linear_op",
     "int8_linears",
@@ -47,6 +54,8 @@ __all__ = [
     "quantize",
     "scaled_int_mm",
     "unpack_weight",
+    "weight_only_linear",
+    "weight_only_linear_op",
 ]
 
 # ---- quantize ----

@@ -221,6 +221,63 @@ def windows(
     taps = taps.reshape(x.shape[0], groups, x.shape[1] // groups, rows, cols, len(seen))
     taps = taps.permute(1, 0, 3, 4, 2, 5)
     return taps.reshape(*taps.shape[:4], taps.shape[4] * taps.shape[5])
+def weight_only_linear(
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    out_dtype: str = "float32",
+) -> Tensor:
+    n, k = weight.shape
+    groups = weight_scale.shape[1]
+    rows, w = x.to(torch.float32), weight.to(torch.float32)
+    y = torch.zeros(*x.shape[:-1], n, device=x.device)
+    for g in range(groups):
+        total = torch.zeros_like(y)
+        for i in range(g * (k // groups), (g + 1) * (k // groups)):
+            total = total + rows[..., i, None] * w[:, i]
+        y = y + total * weight_scale[:, g]
+    if bias is not None:
+        y = y + bias.to(torch.float32)
+    return _activate(y, activation).to(_dtype(out_dtype))
+
+
+def int8_embedding(
+    indices: Tensor, weight: Tensor, weight_scale: Tensor, out_dtype: str = "float32"
+) -> Tensor:
+    return dequantize(weight[indices], weight_scale[indices], None, out_dtype)
+
+
+def int8_embedding_bag(
+    indices: Tensor,
+    ends: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    per_sample_weights: Tensor | None = None,
+    padding_idx: int = -1,
+    mode: str = "sum",
+    out_dtype: str = "float32",
+) -> Tensor:
+    """All bags at once, one position in them after the other."""
+    begins = torch.nn.functional.pad(ends, (1, 0))[:-1]
+    start = -math.inf if mode == "max" else 0.0
+    y = torch.full((ends.shape[0], weight.shape[1]), start, device=weight.device)
+    counts = torch.zeros_like(y[:, :1])
+    for step in range(int((ends - begins).max()) if len(ends) else 0):
+        at = (begins + step).clamp(max=len(indices) - 1)
+        row = indices[at]
+        keep = ((begins + step < ends) & (row != padding_idx)).unsqueeze(1)
+        v = int8_embedding(row, weight, weight_scale)
+        if mode == "max":
+            new = torch.where(v > y, v, y)
+        else:
+            new = y + (v if per_sample_weights is None else v * per_sample_weights[at].unsqueeze(1))
+        y = torch.where(keep, new, y)
+        counts = counts + keep
+    if mode == "mean":
+        y = y / counts.clamp(min=1)
+    return torch.where(counts > 0, y, 0.0).to(_dtype(out_dtype))
 
 
 def _activate(y: Tensor, activation: str | None) -> Tensor:

@@ -14,16 +14,23 @@ from ..torch_pruning import (
 )
 from .configs import Int8Dynamic
 from .conv import Int8Conv2d
+from .configs import Int8Dynamic, Int8WeightOnly
 from .convert import quantize_
+from .embedding import Int8Embedding, Int8EmbeddingBag
 from .linear import Int8Linear
 from .training import FakeQuantizedConv2d, FakeQuantizedLinear, convert_qat_, prepare_qat_
+from .weight_only import Int8WeightOnlyLinear
 
 __all__ = [
     "FakeQuantizedConv2d",
     "FakeQuantizedLinear",
     "Int8Conv2d",
     "Int8Dynamic",
+    "Int8Embedding",
+    "Int8EmbeddingBag",
     "Int8Linear",
+    "Int8WeightOnly",
+    "Int8WeightOnlyLinear",
     "L1SemiStructured",
     "L1Structured",
     "L1Unstructured",

@@ -21,10 +21,30 @@ class Int8Dynamic:
             raise TypeError(f"symmetric: expected True or False, got {self.symmetric!r}")
 
 
-Config = Int8Dynamic
+@dataclass(frozen=True)
+class Int8WeightOnly:
+    """int8 weights only: activations stay float, and no float weight is made in memory.
+
+    group_size: None: one scale per output row; else one for each group of so many adjacent weights of a row,
+        a multiple of 4 that divides every layer's input features.
+    """
+
+    group_size: int | None = None
+
+    def __post_init__(self) -> None:
+        size = self.group_size
+        if size is None:
+            return
+        if not isinstance(size, int) or isinstance(size, bool):
+            raise TypeError(f"group_size: expected None or an int, got {size!r}")
+        if size < 1 or size % 4:
+            raise ValueError(f"group_size: expected a positive multiple of 4, got {size}")
+
+
+Config = Int8Dynamic | Int8WeightOnly
 DEFAULT = Int8Dynamic()
 
 
 def check_config(config: object) -> None:
     if not isinstance(config, Config):
-        raise TypeError(f"config: expected an octavo.Int8Dynamic, got {config!r}")
+        raise TypeError(f"config: expected an octavo.Int8Dynamic or octavo.Int8WeightOnly, got {config!r}")

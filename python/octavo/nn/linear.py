@@ -3,33 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from .. import ops, torch_ops
 from ..arrays import needs_dispatcher, on_cuda
 from ..linear import ACTIVATIONS, CUDA_ROW
 from ..packed import PackedWeight, pack_buffer
-from .configs import DEFAULT, Config, check_config
+from .configs import DEFAULT, Int8Dynamic, Int8WeightOnly, check_config
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
-class Int8Linear(nn.Module):
-    """y = activation(x @ weight.T + bias) with an int8 weight; x is quantized per row on the fly.
+class PackedLinear(nn.Module):
+    """What linear layers with an int8 weight share: what they hold, save, load and move.
 
-    symmetric=False: each row of x has a zero point, as octavo.int8_linear has it. The state dict holds the
-    logical values: `weight` int8 [N, K], `weight_scale` float32 [N, 1] and `bias`. In memory there is one
-    copy of the weight, packed for the kernels on the CPU, and on a GPU where rows are not whole multiples of
-    16 bytes, else plain; `weight` unpacks it. `.to(dtype)` casts the bias only: every float dtype is taken,
-    and returned.
+    The state dict holds the logical values: `weight` int8 [N, K], `weight_scale` float32 [N, G] (one scale
+    for each of G groups of a row's weights) and `bias`. In memory there is one copy of the weight, packed for
+    the kernels on the CPU, and on a GPU where rows are not whole multiples of 16 bytes, else plain; `weight`
+    unpacks it. `.to(dtype)` casts the bias only: every float dtype is taken, and returned.
     """
 
     weight_scale: Tensor
     bias: nn.Parameter | None
     _stored: Tensor
-    _checked: tuple[Tensor | None, Tensor | None, PackedWeight] | None = None  # buffers after checks
 
     def __init__(
         self,
@@ -38,7 +38,6 @@ class Int8Linear(nn.Module):
         bias: bool = True,
         *,
         activation: str | None = None,
-        symmetric: bool = True,
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -48,7 +47,6 @@ class Int8Linear(nn.Module):
         self.in_features = in_features
         self.out_features = out_features
         self.activation = activation
-        self.symmetric = symmetric
         weight = torch.zeros(out_features, in_features, dtype=torch.int8, device=device)
         self.register_buffer("_stored", _stored_form(weight), persistent=False)
         self.register_buffer("weight_scale", torch.ones(out_features, 1, dtype=torch.float32, device=device))
@@ -59,25 +57,12 @@ class Int8Linear(nn.Module):
             self.register_parameter("bias", None)
 
     @classmethod
-    def from_float(
-        cls, linear: nn.Linear, config: Config = DEFAULT, *, activation: str | None = None
-    ) -> Int8Linear:
-        """The int8 form of a linear layer. ValueError for a weight with NaN or Inf."""
-        check_config(config)
-        if not isinstance(linear, nn.Linear):
-            raise TypeError(f"linear: expected a torch.nn.Linear, got {type(linear).__name__}")
+    def _of(cls, linear: nn.Linear, data: Tensor, scale: Tensor, **options: Any) -> Self:
+        """The layer with this weight and the rest of a float one."""
         with torch.no_grad():
-            data, scale, _ = ops.quantize(linear.weight.detach(), nonfinite="raise")
-            new = cls(
-                linear.in_features,
-                linear.out_features,
-                False,
-                activation=activation,
-                symmetric=config.symmetric,
-                device="meta",
-            )
+            new = cls(linear.in_features, linear.out_features, False, device="meta", **options)
             new._stored = _stored_form(data)
-            new.weight_scale = scale.unsqueeze(-1)
+            new.weight_scale = scale if scale.dim() == 2 else scale.unsqueeze(-1)
             if linear.bias is not None:
                 new.bias = nn.Parameter(linear.bias.detach().clone(), requires_grad=False)
         return new.train(linear.training)
@@ -91,40 +76,13 @@ class Int8Linear(nn.Module):
         weight: Tensor = torch_ops.unpack_weight(stored, self.out_features, self.in_features)
         return weight
 
-    def forward(self, x: Tensor) -> Tensor:
-        # the dictionaries of nn.Module, read directly: its __getattr__ costs more than a small kernel
-        stored, scale, bias = (
-            self._buffers["_stored"],
-            self._buffers["weight_scale"],
-            self._parameters["bias"],
-        )
-        if needs_dispatcher(x, stored, bias):
-            y: Tensor = torch_ops.int8_linear_op(
-                x, stored, scale, bias, activation=self.activation, symmetric=self.symmetric
-            )
-            return y
-        checked = self._checked
-        if checked is None or checked[0] is not stored or checked[1] is not scale:
-            if on_cuda(stored):  # no PackedWeight: to check a header would wait for the device
-                return ops._int8_linear(  # type: ignore[no-any-return]
-                    x, stored, scale, bias, self.activation, symmetric=self.symmetric
-                )
-            checked = self._checked = (stored, scale, PackedWeight(stored, scale))
-        return ops._int8_linear(  # type: ignore[no-any-return]
-            x, checked[2], None, bias, self.activation, symmetric=self.symmetric
-        )
-
     def extra_repr(self) -> str:
         text = (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
         )
-        text += "" if self.activation is None else f", activation={self.activation!r}"
-        return text if self.symmetric else f"{text}, symmetric=False"
+        return text if self.activation is None else f"{text}, activation={self.activation!r}"
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_checked"}
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Int8Linear:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedLinear:
         scale, device = self.weight_scale, self._stored.device
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.weight_scale.dtype != torch.float32:  # scales are float32 whatever the model's dtype
@@ -166,6 +124,79 @@ class Int8Linear(nn.Module):
         self._stored = _stored_form(weight.detach().to(device, copy=device.type != "cpu"))  # packing copies
 
 
+class Int8Linear(PackedLinear):
+    """y = activation(x @ weight.T + bias) with an int8 weight; x is quantized per row on the fly.
+
+    symmetric=False: each row of x has a zero point, as octavo.int8_linear has it. The state dict holds the
+    logical values: `weight` int8 [N, K], `weight_scale` float32 [N, 1] and `bias`.
+    """
+
+    _checked: tuple[Tensor | None, Tensor | None, PackedWeight] | None = None  # buffers after checks
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        activation: str | None = None,
+        symmetric: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, activation=activation, device=device, dtype=dtype)
+        self.symmetric = symmetric
+
+    @classmethod
+    def from_float(
+        cls,
+        linear: nn.Linear,
+        config: Int8Dynamic | Int8WeightOnly = DEFAULT,
+        *,
+        activation: str | None = None,
+    ) -> PackedLinear:
+        """The int8 form of a linear layer, for Int8WeightOnly an Int8WeightOnlyLinear. ValueError for a
+        weight with NaN or Inf."""
+        check_config(config, Int8Dynamic, Int8WeightOnly)
+        if isinstance(config, Int8WeightOnly):
+            from .weight_only import Int8WeightOnlyLinear
+
+            return Int8WeightOnlyLinear.from_float(linear, config, activation=activation)
+        check_linear(linear)
+        data, scale, _ = ops.quantize(linear.weight.detach(), nonfinite="raise")
+        return cls._of(linear, data, scale, activation=activation, symmetric=config.symmetric)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # the dictionaries of nn.Module, read directly: its __getattr__ costs more than a small kernel
+        stored, scale, bias = (
+            self._buffers["_stored"],
+            self._buffers["weight_scale"],
+            self._parameters["bias"],
+        )
+        if needs_dispatcher(x, stored, bias):
+            y: Tensor = torch_ops.int8_linear_op(
+                x, stored, scale, bias, activation=self.activation, symmetric=self.symmetric
+            )
+            return y
+        checked = self._checked
+        if checked is None or checked[0] is not stored or checked[1] is not scale:
+            if on_cuda(stored):  # no PackedWeight: to check a header would wait for the device
+                return ops._int8_linear(  # type: ignore[no-any-return]
+                    x, stored, scale, bias, self.activation, symmetric=self.symmetric
+                )
+            checked = self._checked = (stored, scale, PackedWeight(stored, scale))
+        return ops._int8_linear(  # type: ignore[no-any-return]
+            x, checked[2], None, bias, self.activation, symmetric=self.symmetric
+        )
+
+    def extra_repr(self) -> str:
+        text = super().extra_repr()
+        return text if self.symmetric else f"{text}, symmetric=False"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_checked"}
+
+
 def _stored_form(weight: Tensor) -> Tensor:
     readable = weight.shape[1] % CUDA_ROW == 0  # by CUDA kernels, as it is
     if readable if on_cuda(weight) else weight.device.type != "cpu":
@@ -176,10 +207,6 @@ def _stored_form(weight: Tensor) -> Tensor:
     return pack_buffer(weight, "auto")  # type: ignore[no-any-return]
 
 
-def why_float(module: nn.Linear) -> str:
-    """Why quantize_ cannot replace this layer; "" if it can."""
-    if isinstance(module, NonDynamicallyQuantizableLinear):
-        return "float: torch.nn.MultiheadAttention reads this weight without calling the layer"
-    if type(module).forward is not nn.Linear.forward or "forward" in module.__dict__:
-        return f"float: {type(module).__name__} has a forward of its own, which int8 would not run"
-    return ""
+def check_linear(linear: object) -> None:
+    if not isinstance(linear, nn.Linear):
+        raise TypeError(f"linear: expected a torch.nn.Linear, got {type(linear).__name__}")
