@@ -56,7 +56,7 @@ print(sorted(heavy & set(sys.modules)))
 
 
 def test_everything_that_is_public_exists():
-    torch_names = {"Int8Dynamic", "nn", "prune_model_", "quantize_"}
+    torch_names = {"Int8Dynamic", "Int8Static", "nn", "prune_model_", "quantize_"}
     for name in octavo.__all__:
         if name not in torch_names:
             assert getattr(octavo, name) is not None

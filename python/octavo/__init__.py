@@ -35,12 +35,13 @@ from .ops import (
 
 if TYPE_CHECKING:
     from . import nn
-    from .nn import Int8Dynamic, prune_model_, quantize_
+    from .nn import Int8Dynamic, Int8Static, prune_model_, quantize_
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Int8Dynamic",
+    "Int8Static",
     "PackedWeight",
     "Quantized",
     "__version__",
@@ -74,7 +75,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """nn and what it defines import torch: only when asked for."""
-    if name == "nn" or name in ("Int8Dynamic", "prune_model_", "quantize_"):
+    if name == "nn" or name in ("Int8Dynamic", "Int8Static", "prune_model_", "quantize_"):
         import importlib
 
         nn = importlib.import_module(".nn", __name__)

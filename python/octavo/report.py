@@ -19,7 +19,7 @@ _FEW_ROWS_RUN_ON = {"amx": "avx512vnni", "neoni8mm": "neondot"}
 
 
 def explanations(subject: Any) -> list[Explanation]:
-    """What octavo does with each linear layer of a module, or with one weight."""
+    """What octavo does with each layer of a module that holds weights, or with one weight."""
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(subject, torch.nn.Module):
         return _module_rows(subject)
@@ -38,55 +38,86 @@ def explanations(subject: Any) -> list[Explanation]:
 
 
 def _module_rows(model: Any) -> list[Explanation]:
-    import torch
+    from torch.nn.utils.parametrize import ParametrizationList
 
-    from .nn.linear import Int8Linear, why_float
+    from .nn.forms import is_int8
 
     rows = []
     for name, module in model.named_modules():
         name = name or "(model)"
-        if isinstance(module, Int8Linear):
-            stored, scale = module._stored, module.weight_scale
-            if stored.dim() == 1:
-                rows.append(_packed_row(name, PackedWeight(stored, scale), "Int8Linear"))
-            else:
-                nbytes = stored.nbytes + scale.nbytes
-                shape = (module.out_features, module.in_features)
-                rows.append(_int8_row(name, stored, shape, density(stored), nbytes, "plain", "Int8Linear"))
-        elif isinstance(module, torch.nn.Linear):
-            w = module.weight
-            dtype = str(w.dtype).removeprefix("torch.")
-            why = (
-                why_float(module) or "float: octavo.quantize_ was not called, or its filter_fn left this out"
-            )
-            row = Explanation(name, tuple(w.shape), f"torch {dtype}", "dense", density(w), int(w.nbytes), why)
-            rows.append(row)
+        if is_int8(module):
+            rows.append(_int8_module_row(name, module))
+        elif not isinstance(module, ParametrizationList):
+            rows += _float_module_rows(name, module)
     return rows
 
 
-def _packed_row(name: str, weight: PackedWeight, state: str) -> Explanation:
-    return _int8_row(name, weight.buffer, weight.shape, weight.density, weight.nbytes, weight.layout, state)
+def _int8_module_row(name: str, module: Any) -> Explanation:
+    from .nn.linear import Int8Linear
+
+    kind = type(module).__name__
+    kernel = getattr(module, "kernel", "int8_linear")
+    if isinstance(module, Int8Linear) and module._stored.dim() == 1:
+        return _packed_row(name, PackedWeight(module._stored, module.weight_scale), kind, kernel)
+    weight = module.weight
+    nbytes = sum(buffer.nbytes for buffer in module.buffers(recurse=False))
+    shape = tuple(weight.shape)
+    return _int8_row(name, weight, shape, density(weight), nbytes, "plain", kind, kernel)
+
+
+def _float_module_rows(name: str, module: Any) -> list[Explanation]:
+    """One row if the module itself holds weights, float parameters with two dimensions or more; else none."""
+    from torch.nn.utils.parametrize import is_parametrized
+
+    from .nn.forms import REASON, why_never_int8
+
+    names = [*module._parameters, *(module.parametrizations if is_parametrized(module) else ())]
+    found = [getattr(module, each) for each in names]
+    weights = [w for w in found if w is not None and w.dim() > 1 and w.is_floating_point()]
+    if not weights:
+        return []
+    size = sum(w.numel() for w in weights)
+    share = sum(density(w) * w.numel() for w in weights) / size if size else 1.0
+    nbytes = sum(int(w.nbytes) for w in weights)
+    why = why_never_int8(module) or vars(module).get(REASON, "float: octavo.quantize_ was not called")
+    dtype = str(weights[0].dtype).removeprefix("torch.")
+    return [Explanation(name, tuple(weights[0].shape), f"torch {dtype}", "dense", share, nbytes, why)]
+
+
+def _packed_row(name: str, weight: PackedWeight, state: str, kernel: str = "int8_linear") -> Explanation:
+    w = weight
+    return _int8_row(name, w.buffer, w.shape, w.density, w.nbytes, w.layout, state, kernel)
 
 
 def _int8_row(
-    name: str, stored: Array, shape: tuple[int, int], share: float, nbytes: int, layout: str, state: str
+    name: str,
+    stored: Array,
+    shape: tuple[int, ...],
+    share: float,
+    nbytes: int,
+    layout: str,
+    state: str,
+    kernel: str,
 ) -> Explanation:
     if on_cuda(stored):
-        kernel, why = _on_device(stored)
+        kernel, why = _on_device(stored, kernel)
     elif not isinstance(stored, np.ndarray) and not stored.is_cpu:
         kernel, why = "torch reference", f"there are no kernels for the device {stored.device}"
     else:
-        kernel, why = "reference", backends.reason()
-        if backends.native:
+        why = backends.reason()
+        if not backends.native:
+            kernel = "reference"
+        else:
             isa = backends.get_isa()
-            kernel = f"int8_linear {isa}"
-            if isa in _FEW_ROWS_RUN_ON:
-                kernel += f" ({_FEW_ROWS_RUN_ON[isa]} up to {_FEW_ROWS} rows)"
-            why += "; " + _why_layout(layout, share)
+            kernel += f" {isa}"
+            if layout != "plain":
+                why += "; " + _why_layout(layout, share)
+                if isa in _FEW_ROWS_RUN_ON:
+                    kernel += f" ({_FEW_ROWS_RUN_ON[isa]} up to {_FEW_ROWS} rows)"
     return Explanation(name, shape, kernel, layout, share, nbytes, f"{state}: {why}")
 
 
-def _on_device(stored: Array) -> tuple[str, str]:
+def _on_device(stored: Array, kernel: str) -> tuple[str, str]:
     """(kernel, why) of a weight on a device."""
     engine = native_for(stored, "linear")
     if engine is None:
@@ -94,7 +125,7 @@ def _on_device(stored: Array) -> tuple[str, str]:
     kernels, ((device, *_),) = engine
     proven = kernels.kernels()["linear"]
     why = "proven on a GPU" if proven else "unproven on a GPU, and run by OCTAVO_CUDA_UNPROVEN=1"
-    return f"int8_linear cuda sm_{kernels.capability(device)}", why
+    return f"{kernel} cuda sm_{kernels.capability(device)}", why
 
 
 def _why_layout(layout: str, share: float) -> str:

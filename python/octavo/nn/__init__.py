@@ -12,13 +12,18 @@ from ..torch_pruning import (
     l1_unstructured,
     prune_model_,
 )
-from .configs import Int8Dynamic
+from .attention import Int8MultiheadAttention
+from .configs import Int8Dynamic, Int8Static
 from .convert import quantize_
 from .linear import Int8Linear
+from .static import Int8StaticLinear
 
 __all__ = [
     "Int8Dynamic",
     "Int8Linear",
+    "Int8MultiheadAttention",
+    "Int8Static",
+    "Int8StaticLinear",
     "L1SemiStructured",
     "L1Structured",
     "L1Unstructured",

@@ -7,13 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from .. import ops, torch_ops
 from ..arrays import needs_dispatcher, on_cuda
 from ..linear import ACTIVATIONS, CUDA_ROW
 from ..packed import PackedWeight, pack_buffer
-from .configs import DEFAULT, Config, check_config
+from .configs import DEFAULT, Int8Dynamic, check_config
 
 
 class Int8Linear(nn.Module):
@@ -57,10 +56,10 @@ class Int8Linear(nn.Module):
 
     @classmethod
     def from_float(
-        cls, linear: nn.Linear, config: Config = DEFAULT, *, activation: str | None = None
+        cls, linear: nn.Linear, config: Int8Dynamic = DEFAULT, *, activation: str | None = None
     ) -> Int8Linear:
         """The int8 form of a linear layer. ValueError for a weight with NaN or Inf."""
-        check_config(config)
+        check_config(config, Int8Dynamic)
         if not isinstance(linear, nn.Linear):
             raise TypeError(f"linear: expected a torch.nn.Linear, got {type(linear).__name__}")
         with torch.no_grad():
@@ -157,12 +156,3 @@ def _stored_form(weight: Tensor) -> Tensor:
         packed: Tensor = torch_ops.pack_weight(weight)
         return packed
     return pack_buffer(weight, "auto")  # type: ignore[no-any-return]
-
-
-def why_float(module: nn.Linear) -> str:
-    """Why quantize_ cannot replace this layer; "" if it can."""
-    if isinstance(module, NonDynamicallyQuantizableLinear):
-        return "float: torch.nn.MultiheadAttention reads this weight without calling the layer"
-    if type(module).forward is not nn.Linear.forward or "forward" in module.__dict__:
-        return f"float: {type(module).__name__} has a forward of its own, which int8 would not run"
-    return ""

@@ -1,0 +1,76 @@
+"""Which layers have an int8 form, with which config, and why the others stay float."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+from .configs import Int8Dynamic, Int8Static
+from .linear import Int8Linear
+from .static import Int8StaticLinear
+
+# the float layer -> the config -> the int8 layer, which has from_float(layer, config)
+FORMS: dict[type[nn.Module], dict[type, Any]] = {
+    nn.Linear: {Int8Dynamic: Int8Linear, Int8Static: Int8StaticLinear},
+}
+FORMS[nn.MultiheadAttention] = FORMS[nn.Linear]  # of its projections: attention.py
+# where quantize_ notes on a layer why it left it float
+REASON = "_octavo_float"
+# what torch.nn.utils.prune and its like compute anew, from other parameters, before each call
+_COMPUTED = {"weight", "bias", "in_proj_weight", "in_proj_bias"}
+
+
+def forms_of(layer: nn.Module) -> dict[type, Any]:
+    """The int8 forms of a layer, by config."""
+    base = _base(layer)
+    if base is None:
+        return {}
+    return FORMS[nn.Linear if _is_conv1d(base) else base]
+
+
+def is_int8(module: nn.Module) -> bool:
+    return isinstance(module, tuple(form for forms in FORMS.values() for form in forms.values()))
+
+
+def why_never_int8(layer: nn.Module) -> str:
+    """Why quantize_ cannot replace this layer, whatever it is told; "" if it can."""
+    name, base = type(layer).__name__, _base(layer)
+    if base is None:
+        return f"float: octavo has no int8 form of {name}"
+    if isinstance(layer, NonDynamicallyQuantizableLinear):
+        return "float: torch.nn.MultiheadAttention reads this weight without calling the layer"
+    if type(layer).forward is not base.forward or "forward" in vars(layer):
+        return f"float: {name} has a forward of its own, which int8 would not run"
+    if _COMPUTED & vars(layer).keys():
+        return "float: torch.nn.utils.prune or a hook computes its weight in every call: make it permanent"
+    if isinstance(layer, nn.MultiheadAttention) and (layer.bias_k is not None or layer.add_zero_attn):
+        return "float: octavo has no attention with add_bias_kv or add_zero_attn"
+    return ""
+
+
+def as_linear(layer: nn.Module) -> nn.Module:
+    """transformers' Conv1D, y = x @ weight [K, N] + bias, as a linear layer; others as they are."""
+    if not _is_conv1d(_base(layer)):
+        return layer
+    assert isinstance(layer.weight, torch.Tensor)
+    assert isinstance(layer.bias, torch.Tensor)
+    k, n = layer.weight.shape
+    linear = nn.Linear(k, n, device="meta")
+    linear.weight = nn.Parameter(layer.weight.detach().t(), requires_grad=False)
+    linear.bias = nn.Parameter(layer.bias.detach(), requires_grad=False)
+    return linear.train(layer.training)
+
+
+def _base(layer: nn.Module) -> type[nn.Module] | None:
+    # a parametrized layer is of a class that torch derives
+    for base in type(layer).__mro__:
+        if base in FORMS or _is_conv1d(base):
+            return base
+    return None
+
+
+def _is_conv1d(base: type | None) -> bool:
+    return base is not None and f"{base.__module__}.{base.__name__}" == "transformers.pytorch_utils.Conv1D"
