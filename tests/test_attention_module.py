@@ -16,7 +16,6 @@ import octavo  # noqa: E402
 from octavo.nn import Int8Linear, Int8MultiheadAttention, quantize_  # noqa: E402
 
 N, L, S, E, H = 3, 5, 7, 32, 4
-inductor = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # its own
 
 
 @pytest.fixture(autouse=True)
@@ -231,7 +230,6 @@ def test_what_is_refused():
         layer(x, x, x, attn_mask=torch.zeros(5, 5, dtype=torch.int64))
 
 
-@inductor
 @torch.no_grad()
 def test_compile_and_export():
     layer = Int8MultiheadAttention.from_float(attention(batch_first=True))

@@ -18,8 +18,6 @@ from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
 import octavo  # noqa: E402
 from octavo.nn import Int8Linear, Int8MultiheadAttention, Int8Static, Int8StaticLinear, quantize_  # noqa: E402
 
-inductor = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # its own
-
 
 @pytest.fixture(autouse=True)
 def _seed():
@@ -99,13 +97,11 @@ def test_state_dict_round_trip_and_copies(symmetric):
     assert f"symmetric={symmetric}" in repr(layer)
 
 
-@inductor
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 @torch.no_grad()
-def test_compile(backend):
+def test_compile():
     m = nn.Sequential(static_layer(-3.0, 3.0), nn.ReLU())
     x = torch.randn(5, 40)
-    assert torch.equal(torch.compile(m, fullgraph=True, backend=backend)(x), m(x))
+    assert torch.equal(torch.compile(m, fullgraph=True, backend="aot_eager")(x), m(x))
 
 
 def test_export():
@@ -141,6 +137,10 @@ def scales(m):
 
 def expected_scale(x, symmetric=False):
     _, scale, zero_point = octavo.quantize(x.detach(), granularity="tensor", symmetric=symmetric)
+    return numbers(scale, zero_point)
+
+
+def numbers(scale, zero_point):
     return scale.item(), None if zero_point is None else zero_point.item()
 
 
@@ -177,6 +177,7 @@ def test_only_finite_values_count():
         (lambda x: types.MappingProxyType({"a": x}), None),
         (lambda x: {"text": x, "label": 3}, lambda m, batch: m(batch["text"])),
     ],
+    ids=["tensor", "tuple", "list", "dict", "mapping", "forward"],
 )
 def test_forms_of_batches(batch, forward):
     class Named(nn.Module):
@@ -243,7 +244,7 @@ def test_a_layer_that_saw_no_data_stays_float_and_says_so():
         assert rows[name].why == "float: its input was never seen in calibration"
     assert "scaled_int_mm" in rows["used"].kernel
     assert "Int8StaticLinear: " in rows["used"].why
-    with pytest.raises(ValueError, match=r"got none: float: its input was never seen"):
+    with pytest.raises(ValueError, match=r"float: its input was never seen"):
         quantize_(m, {"unused": Int8Static([torch.randn(3, 40)])})
 
 

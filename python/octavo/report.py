@@ -69,7 +69,7 @@ def _float_module_rows(name: str, module: Any) -> list[Explanation]:
     """One row if the module itself holds weights, float parameters with two dimensions or more; else none."""
     from torch.nn.utils.parametrize import is_parametrized
 
-    from .nn.forms import REASON, why_never_int8
+    from .nn.forms import REASON, why_float
 
     names = [*module._parameters, *(module.parametrizations if is_parametrized(module) else ())]
     found = [getattr(module, each) for each in names]
@@ -79,7 +79,7 @@ def _float_module_rows(name: str, module: Any) -> list[Explanation]:
     size = sum(w.numel() for w in weights)
     share = sum(density(w) * w.numel() for w in weights) / size if size else 1.0
     nbytes = sum(int(w.nbytes) for w in weights)
-    why = why_never_int8(module) or vars(module).get(REASON, "float: octavo.quantize_ was not called")
+    why = why_float(module) or vars(module).get(REASON, "float: octavo.quantize_ was not called")
     dtype = str(weights[0].dtype).removeprefix("torch.")
     return [Explanation(name, tuple(weights[0].shape), f"torch {dtype}", "dense", share, nbytes, why)]
 

@@ -9,9 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import ops
+from ..arrays import needs_dispatcher
 from ..torch_products import int8_linears_op
 from .configs import DEFAULT, Config, Int8Dynamic, Int8WeightOnly, check_config
-from .forms import FORMS, why_never_int8
+from .forms import FORMS, why_float
 from .linear import Int8Linear
 
 
@@ -55,9 +57,10 @@ class Int8MultiheadAttention(nn.Module):
         self.num_heads = num_heads
         self.head_dim = embed_dim // num_heads
         self.dropout = dropout
+        self.kdim = embed_dim if kdim is None else kdim
+        self.vdim = embed_dim if vdim is None else vdim
         self.batch_first = batch_first
-        for name, size in (("q", embed_dim), ("k", kdim), ("v", vdim), ("out", embed_dim)):
-            k = embed_dim if size is None else size
+        for name, k in (("q", embed_dim), ("k", self.kdim), ("v", self.vdim), ("out", embed_dim)):
             self.add_module(f"{name}_proj", Int8Linear(k, embed_dim, bias, device=device, dtype=dtype))
 
     @classmethod
@@ -76,13 +79,15 @@ class Int8MultiheadAttention(nn.Module):
         if not isinstance(attention, nn.MultiheadAttention):
             got = type(attention).__name__
             raise TypeError(f"attention: expected a torch.nn.MultiheadAttention, got {got}")
-        why = why_never_int8(attention)
+        why = why_float(attention)
         if why:
             raise ValueError(f"attention: expected one with an int8 form, got one that stays {why}")
         new = cls(
             attention.embed_dim,
             attention.num_heads,
             attention.dropout,
+            kdim=attention.kdim,
+            vdim=attention.vdim,
             batch_first=attention.batch_first,
             device="meta",
         )
@@ -99,6 +104,11 @@ class Int8MultiheadAttention(nn.Module):
             new.add_module(f"{name}_proj", _linear(w, b))
         new.out_proj = _linear(out.weight, out.bias)
         return new.train(attention.training)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """That of out_proj; None if the projections have none."""
+        return self.out_proj._parameters["bias"]
 
     def forward(
         self,
@@ -188,13 +198,14 @@ def _together(x: Tensor, layers: Sequence[nn.Module]) -> Sequence[Tensor]:
     same = [layer for layer in layers if type(layer) is Int8Linear]
     if len(same) < len(layers):
         return [layer(x) for layer in layers]
-    results: Sequence[Tensor] = int8_linears_op(
-        x,
-        [layer._stored for layer in same],
-        [layer.weight_scale for layer in same],
-        [x.new_empty(0) if layer.bias is None else layer.bias for layer in same],
-        [""] * len(same),
-    )
+    weights, scales = [layer._stored for layer in same], [layer.weight_scale for layer in same]
+    biases = [layer.bias for layer in same]
+    results: Sequence[Tensor]
+    if needs_dispatcher(x, *weights, *biases):
+        given = [x.new_empty(0) if bias is None else bias for bias in biases]
+        results = int8_linears_op(x, weights, scales, given, [""] * len(same))
+    else:
+        results = ops._int8_linears(x, weights, scales, biases, [None] * len(same))
     return results
 
 

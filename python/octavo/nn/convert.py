@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 
 from .attention import Int8MultiheadAttention
 from .configs import DEFAULT, Config, Int8Dynamic, Int8Static, Int8WeightOnly, check_config
-from .forms import REASON, as_linear, forms_of, is_int8, why_never_int8
+from .forms import REASON, as_linear, forms_of, is_int8, why_float
 from .static import Range, calibrate
 
 Filter = Callable[[nn.Module, str], bool]
@@ -59,7 +59,7 @@ def quantize_(model: nn.Module, config: Configs = DEFAULT, *, filter_fn: Filter 
     layers, reasons = _choose(model, rules, filter_fn)
     new = _int8_layers(model, layers, reasons)
     if not new:
-        why = f": {next(iter(reasons.values()))}, for one" if reasons else ""
+        why = f" ({'; '.join(sorted({*reasons.values()}))})" if reasons else ""
         raise ValueError(
             "model: expected at least one layer with an int8 form that filter_fn and config accept, "
             f"got none{why}"
@@ -71,10 +71,25 @@ def quantize_(model: nn.Module, config: Configs = DEFAULT, *, filter_fn: Filter 
     for module in model.modules():
         if id(module) in reasons:
             setattr(module, REASON, reasons[id(module)])
+    return replace(model, new)
+
+
+def replace(model: nn.Module, new: Mapping[int, nn.Module]) -> nn.Module:
+    """Puts new[id(module)] in the place of each such module of the model; returns the model."""
     model = _swap(model, new)
-    for module in model.modules():
-        _leave_fused_path(module)
+    leave_fused_paths(model, is_int8)
     return model
+
+
+def leave_fused_paths(model: nn.Module, is_ours: Callable[[nn.Module], bool]) -> None:
+    # in eval mode these two hand the weights of their linears to a fused float kernel and call no linear
+    for module in model.modules():
+        if not any(is_ours(child) for child in module.modules()):
+            continue
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0
+        elif isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False
 
 
 def _rules(config: Configs) -> list[Rule]:
@@ -95,7 +110,7 @@ def _choose(
     reasons: dict[int, str] = {}
     unused = {key for key, _ in rules if isinstance(key, str) and key != "*"}
     for fqn, module in model.named_modules():
-        if why_never_int8(module):
+        if why_float(module):
             continue
         fitting = [rule for rule in rules if _fits(rule[0], module, fqn)]
         unused.difference_update(key for key, _ in fitting)
@@ -201,13 +216,3 @@ def _swapped(model: nn.Module, new: Mapping[int, nn.Module]) -> Iterator[nn.Modu
         yield _swap(model, new)
     finally:
         _swap(model, old)
-
-
-def _leave_fused_path(module: nn.Module) -> None:
-    # in eval mode these two hand the weights of their linears to a fused float kernel and call no linear
-    if not any(is_int8(child) for child in module.modules()):
-        return
-    if isinstance(module, nn.TransformerEncoderLayer):
-        module.activation_relu_or_gelu = 0
-    elif isinstance(module, nn.TransformerEncoder):
-        module.use_nested_tensor = False

@@ -35,7 +35,7 @@ def is_int8(module: nn.Module) -> bool:
     return isinstance(module, tuple(form for forms in FORMS.values() for form in forms.values()))
 
 
-def why_never_int8(layer: nn.Module) -> str:
+def why_float(layer: nn.Module) -> str:
     """Why quantize_ cannot replace this layer, whatever it is told; "" if it can."""
     name, base = type(layer).__name__, _base(layer)
     if base is None:

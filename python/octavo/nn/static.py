@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
+from ..arrays import needs_dispatcher
 from ..packed import MAX_K_UNSIGNED
 from ..torch_ops import quantize_op
 from ..torch_products import scaled_int_mm_op
@@ -44,6 +45,7 @@ class Int8StaticLinear(Int8Linear):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(in_features, out_features, bias, activation=activation, device=device, dtype=dtype)
+        self.symmetric = symmetric
         self.register_buffer("input_scale", torch.ones((), dtype=torch.float32, device=device))
         zero_point = None if symmetric else torch.zeros((), dtype=torch.int32, device=device)
         self.register_buffer("input_zero_point", zero_point)
@@ -63,15 +65,18 @@ class Int8StaticLinear(Int8Linear):
             raise ValueError(
                 f"linear: expected K <= {MAX_K_UNSIGNED} with symmetric=False, got {new.in_features}"
             )
+        new.symmetric = config.symmetric
         ends = torch.tensor(input_range, dtype=torch.float32, device=linear.weight.device)
         _, scale, zero_point = ops.quantize(ends, granularity="tensor", symmetric=config.symmetric)
         new.input_scale, new.input_zero_point = scale, zero_point
         return new
 
     def forward(self, x: Tensor) -> Tensor:
+        traced = needs_dispatcher(x, self._stored, self.bias)
+        quantize, product = (quantize_op, scaled_int_mm_op) if traced else (ops._quantize, ops._scaled_int_mm)
         scale, zero_point = self.input_scale, self.input_zero_point
-        data = quantize_op(x, "tensor", None, zero_point is None, scale, zero_point)[0]
-        y: Tensor = scaled_int_mm_op(
+        data = quantize(x, "tensor", None, zero_point is None, scale, zero_point)[0]
+        y: Tensor = product(
             data,
             scale,
             self._stored,
@@ -84,7 +89,7 @@ class Int8StaticLinear(Int8Linear):
         return y
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, symmetric={self.input_zero_point is None}"
+        return f"{super().extra_repr()}, symmetric={self.symmetric}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Int8StaticLinear:
         scale = self.input_scale
