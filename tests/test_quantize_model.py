@@ -138,7 +138,7 @@ class Int8Rows(nn.Module):
 
 @pytest.fixture
 def embeddings(monkeypatch):
-    monkeypatch.setitem(table.FORMS, nn.Embedding, {Int8Dynamic: Int8Rows})
+    monkeypatch.setitem(table.FORMS, nn.Embedding, {Int8Dynamic: Int8Rows, Int8Static: Int8Rows})
 
 
 def test_another_kind_of_layer_is_one_line_of_the_table(embeddings):
@@ -353,17 +353,19 @@ def test_conv1d_becomes_a_linear_layer():
 @pytest.mark.parametrize("name", ["Bert", "GPT2"])
 def test_language_models(name, static, embeddings):
     transformers = pytest.importorskip("transformers")
-    config = {
-        "Bert": transformers.BertConfig(96, 64, 2, 4, intermediate_size=128),
-        "GPT2": transformers.GPT2Config(96, n_embd=64, n_layer=2, n_head=4),
+    sizes = {
+        "Bert": transformers.BertConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=4),
+        "GPT2": transformers.GPT2Config(n_embd=64, n_layer=2, n_head=4),
     }[name]
+    sizes.vocab_size = 96
     kind = {"Bert": transformers.BertForMaskedLM, "GPT2": transformers.GPT2LMHeadModel}[name]
-    m = kind(config).eval()
+    m = kind(sizes).eval()
     embedding, head = m.get_input_embeddings(), m.get_output_embeddings()
     assert head.weight is embedding.weight
     batch = {"input_ids": torch.randint(0, 96, (2, 12)), "attention_mask": torch.ones(2, 12).long()}
     expected = m(**batch).logits
-    quantize_(m, {nn.Embedding: Int8Dynamic(), "*": Int8Static([batch]) if static else Int8Dynamic()})
+    config = Int8Static([batch]) if static else Int8Dynamic()
+    quantize_(m, config)
     linears = [each for each in m.modules() if isinstance(each, Int8Linear)]
     assert len(linears) == {"Bert": 2 * 6 + 2, "GPT2": 2 * 4 + 1}[name]
     assert not [row for row in octavo.explain(m) if row.why.startswith("float")]
@@ -371,7 +373,7 @@ def test_language_models(name, static, embeddings):
     assert (actual - expected).norm() < 0.05 * expected.norm()
     assert torch.equal(m.get_input_embeddings().weight, m.get_output_embeddings().weight)
     state = m.state_dict()
-    again = kind(config).eval()
-    quantize_(again, {nn.Embedding: Int8Dynamic(), "*": Int8Static([batch]) if static else Int8Dynamic()})
+    again = kind(sizes).eval()
+    quantize_(again, config)
     again.load_state_dict(state)
     assert torch.equal(again(**batch).logits, actual)

@@ -40,12 +40,12 @@ def explanations(subject: Any) -> list[Explanation]:
 def _module_rows(model: Any) -> list[Explanation]:
     from torch.nn.utils.parametrize import ParametrizationList
 
-    from .nn.forms import is_int8
+    from .nn.forms import int8_kinds
 
-    rows = []
+    rows, kinds = [], int8_kinds()
     for name, module in model.named_modules():
         name = name or "(model)"
-        if is_int8(module):
+        if isinstance(module, kinds):
             rows.append(_int8_module_row(name, module))
         elif not isinstance(module, ParametrizationList):
             rows += _float_module_rows(name, module)

@@ -61,7 +61,8 @@ DEFAULT = Int8Dynamic()
 
 
 def check_config(config: object, *kinds: type) -> None:
-    """TypeError for what is none of these classes."""
+    """TypeError for what is none of these classes (default: all of this module)."""
+    kinds = kinds or (Int8Dynamic, Int8WeightOnly, Int8Static)
     if not isinstance(config, kinds):
         names = " or ".join(f"octavo.{kind.__name__}" for kind in kinds)
         raise TypeError(f"config: expected an {names}, got {config!r}")

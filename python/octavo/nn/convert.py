@@ -12,9 +12,9 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from .attention import Int8MultiheadAttention
-from .configs import DEFAULT, Config, Int8Dynamic, Int8Static, Int8WeightOnly, check_config
-from .forms import REASON, as_linear, forms_of, is_int8, why_float
-from .static import Range, calibrate
+from .configs import DEFAULT, Config, Int8Static, check_config
+from .forms import REASON, as_linear, forms_of, int8_kinds, why_float
+from .static import Int8StaticLinear, Range, calibrate
 
 Filter = Callable[[nn.Module, str], bool]
 Configs = Config | Mapping[str | type[nn.Module], Config | None]
@@ -77,14 +77,14 @@ def quantize_(model: nn.Module, config: Configs = DEFAULT, *, filter_fn: Filter 
 def replace(model: nn.Module, new: Mapping[int, nn.Module]) -> nn.Module:
     """Puts new[id(module)] in the place of each such module of the model; returns the model."""
     model = _swap(model, new)
-    leave_fused_paths(model, is_int8)
+    leave_fused_paths(model, int8_kinds())
     return model
 
 
-def leave_fused_paths(model: nn.Module, is_ours: Callable[[nn.Module], bool]) -> None:
+def leave_fused_paths(model: nn.Module, kinds: type[nn.Module] | tuple[type[nn.Module], ...]) -> None:
     # in eval mode these two hand the weights of their linears to a fused float kernel and call no linear
     for module in model.modules():
-        if not any(is_ours(child) for child in module.modules()):
+        if not any(isinstance(child, kinds) for child in module.modules()):
             continue
         if isinstance(module, nn.TransformerEncoderLayer):
             module.activation_relu_or_gelu = 0
@@ -98,7 +98,7 @@ def _rules(config: Configs) -> list[Rule]:
         if not (isinstance(key, str) or (isinstance(key, type) and issubclass(key, nn.Module))):
             raise TypeError(f"config: expected names and types of modules as keys, got {key!r}")
         if each is not None or not isinstance(config, Mapping):
-            check_config(each, Int8Dynamic, Int8WeightOnly, Int8Static)
+            check_config(each)
     return rules
 
 
@@ -145,16 +145,17 @@ def _int8_layers(model: nn.Module, layers: Sequence[_Layer], reasons: dict[int, 
     }
     parts = {id(layer.module): _parts(layer, attention.get(id(layer.module))) for layer in layers}
     ranges: dict[int, Range] = {}
-    static = {id(layer.config): layer.config for layer in layers if isinstance(layer.config, Int8Static)}
-    for config in static.values():
-        observed = [part.module for each in parts.values() for part in each if part.config is config]
+    static = [layer for layer in layers if _is_calibrated(layer)]
+    for config in {id(layer.config): layer.config for layer in static}.values():
+        observed = [p.module for each in static if each.config is config for p in parts[id(each.module)]]
+        assert isinstance(config, Int8Static)
         with _swapped(model, attention) as whole:
             ranges.update(calibrate(whole, observed, config))
     new: dict[int, nn.Module] = {}
     tied: dict[int, nn.Module] = {}
     for layer in layers:
         key = id(layer.module)
-        if isinstance(layer.config, Int8Static) and any(id(part.module) not in ranges for part in parts[key]):
+        if _is_calibrated(layer) and any(id(part.module) not in ranges for part in parts[key]):
             reasons[key] = "float: its input was never seen in calibration"
             continue
         for part in parts[key]:
@@ -165,6 +166,10 @@ def _int8_layers(model: nn.Module, layers: Sequence[_Layer], reasons: dict[int, 
                 form = attention[key]
             new[key] = form
     return new
+
+
+def _is_calibrated(layer: _Layer) -> bool:
+    return issubclass(forms_of(layer.module)[type(layer.config)], Int8StaticLinear)
 
 
 def _parts(layer: _Layer, attention: nn.Module | None) -> list[_Layer]:

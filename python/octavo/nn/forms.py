@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,6 +18,19 @@ FORMS: dict[type[nn.Module], dict[type, Any]] = {
     nn.Linear: {Int8Dynamic: Int8Linear, Int8Static: Int8StaticLinear},
 }
 FORMS[nn.MultiheadAttention] = FORMS[nn.Linear]  # of its projections: attention.py
+# what else keeps layers of a kind float: a reason, or ""
+_WHY_FLOAT: dict[type[nn.Module], Callable[[Any], str]] = {
+    nn.Linear: lambda linear: (
+        "float: torch.nn.MultiheadAttention reads this weight without calling the layer"
+        if isinstance(linear, NonDynamicallyQuantizableLinear)
+        else ""
+    ),
+    nn.MultiheadAttention: lambda attention: (
+        "float: octavo has no attention with add_bias_kv or add_zero_attn"
+        if attention.bias_k is not None or attention.add_zero_attn
+        else ""
+    ),
+}
 # where quantize_ notes on a layer why it left it float
 REASON = "_octavo_float"
 # what torch.nn.utils.prune and its like compute anew, from other parameters, before each call
@@ -31,8 +45,9 @@ def forms_of(layer: nn.Module) -> dict[type, Any]:
     return FORMS[nn.Linear if _is_conv1d(base) else base]
 
 
-def is_int8(module: nn.Module) -> bool:
-    return isinstance(module, tuple(form for forms in FORMS.values() for form in forms.values()))
+def int8_kinds() -> tuple[type[nn.Module], ...]:
+    """The classes of int8 layers."""
+    return tuple(form for forms in FORMS.values() for form in forms.values())
 
 
 def why_float(layer: nn.Module) -> str:
@@ -40,15 +55,11 @@ def why_float(layer: nn.Module) -> str:
     name, base = type(layer).__name__, _base(layer)
     if base is None:
         return f"float: octavo has no int8 form of {name}"
-    if isinstance(layer, NonDynamicallyQuantizableLinear):
-        return "float: torch.nn.MultiheadAttention reads this weight without calling the layer"
     if type(layer).forward is not base.forward or "forward" in vars(layer):
         return f"float: {name} has a forward of its own, which int8 would not run"
     if _COMPUTED & vars(layer).keys():
         return "float: torch.nn.utils.prune or a hook computes its weight in every call: make it permanent"
-    if isinstance(layer, nn.MultiheadAttention) and (layer.bias_k is not None or layer.add_zero_attn):
-        return "float: octavo has no attention with add_bias_kv or add_zero_attn"
-    return ""
+    return _WHY_FLOAT[base](layer) if base in _WHY_FLOAT else ""
 
 
 def as_linear(layer: nn.Module) -> nn.Module:
