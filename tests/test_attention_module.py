@@ -16,6 +16,9 @@ import octavo  # noqa: E402
 from octavo.nn import Int8Linear, Int8MultiheadAttention, quantize_  # noqa: E402
 
 N, L, S, E, H = 3, 5, 7, 32, 4
+CONFIGS = [octavo.Int8Dynamic()]
+if hasattr(octavo.Int8Dynamic, "symmetric"):
+    CONFIGS.append(octavo.Int8Dynamic(symmetric=False))
 
 
 @pytest.fixture(autouse=True)
@@ -142,9 +145,10 @@ def test_masks_are_those_of_torch():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_output_is_that_of_the_parts(dtype):
-    layer = Int8MultiheadAttention.from_float(attention(batch_first=True).to(dtype))
+def test_output_is_that_of_the_parts(dtype, config):
+    layer = Int8MultiheadAttention.from_float(attention(batch_first=True).to(dtype), config)
     assert [type(child) for child in layer.children()] == [Int8Linear] * 4
     query, key, value = inputs(batch_first=True, dtype=dtype)
     for q, k, v in ((query, query, query), (query, key, key), (query, key, value)):
