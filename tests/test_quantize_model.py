@@ -251,7 +251,7 @@ def test_tied_linears_share_their_int8_weight():
     quantize_(m)
     for each in (m, copy.deepcopy(m), m.half()):
         assert each[0]._stored.data_ptr() == each[1]._stored.data_ptr() != each[2]._stored.data_ptr()
-        assert each[0].weight_scale is each[1].weight_scale
+        assert each[0].weight_scale is not each[1].weight_scale
         assert each[0].bias is not each[1].bias
     file = io.BytesIO()
     torch.save(m, file)
@@ -262,18 +262,21 @@ def test_tied_linears_share_their_int8_weight():
     configs = Int8Static([data], forward=lambda each, x: [layer(x) for layer in each])
     quantize_(alike, {"0": Int8Dynamic(), "*": configs})
     assert alike[0]._stored.data_ptr() == alike[1]._stored.data_ptr()
-    assert alike[1].input_scale is not alike[0].weight_scale
+    untied = quantize_(nn.ModuleList([nn.Linear(32, 64), nn.Linear(32, 64), nn.Linear(32, 64)]))
+    m.float().load_state_dict(untied.state_dict())
+    for ours, theirs in zip(m, untied, strict=True):
+        assert torch.equal(ours(data), theirs(data))
 
 
 def test_tied_embedding_and_head_both_convert(embeddings):
     m = nn.ModuleDict({"embedding": nn.Embedding(32, 16), "head": nn.Linear(16, 32, bias=False)})
-    m["head"].weight = m["embedding"].weight
+    m["other"] = nn.Embedding(32, 16)
+    m["head"].weight = m["other"].weight = m["embedding"].weight
     octavo.prune_model_(m, sparsity=0.5, keep_masks=True, filter_fn=lambda _, name: True)
     quantize_(m)
     assert torch.equal(m["embedding"].weight, m["head"].weight)
-    assert m["embedding"].weight_scale.data_ptr() == m["head"].weight_scale.data_ptr()
-    state = m.state_dict()
-    assert set(state) == {f"{n}.{k}" for n in ("embedding", "head") for k in ("weight", "weight_scale")}
+    assert m["embedding"].weight is m["other"].weight
+    assert set(m.state_dict()) == {f"{name}.{key}" for name in m for key in ("weight", "weight_scale")}
 
 
 def test_meta_models_get_their_values_later():

@@ -50,7 +50,7 @@ def quantize_(model: nn.Module, config: Configs = DEFAULT, *, filter_fn: Filter 
         one module; filter_fn and config see it under its first name.
 
     A model that is such a layer itself comes back as a new module. Hooks go on. Layers that share a weight
-    share its int8 form again, as far as they store it alike, until it is loaded or moved to another device.
+    share its int8 form again, if they store it alike, until it is loaded or moved to another device.
     octavo.explain says why a layer stayed float, such as one with a forward of its own.
     ValueError if there is nothing to replace, for a name in config that fits no layer, and for a weight with
     NaN or Inf; TypeError for another config. The model is unchanged then.
@@ -191,7 +191,10 @@ def _int8_layer(layer: _Layer, input_range: Range | None) -> nn.Module:
 
 
 def _share(new: nn.Module, source: nn.Module, tied: dict[int, nn.Module]) -> None:
-    """Gives the int8 form of a weight that was seen before the buffers of the first one that are the same."""
+    """Gives the int8 form of a weight that was seen before the first one's memory, if it holds the same.
+
+    Not the scales, which are small: load_state_dict fills them in place, but replaces what is packed.
+    """
     weight = source._parameters.get("weight")
     if parametrize.is_parametrized(source, "weight"):
         weight = source.parametrizations["weight"].original  # type: ignore[index, union-attr]
@@ -200,8 +203,8 @@ def _share(new: nn.Module, source: nn.Module, tied: dict[int, nn.Module]) -> Non
         return
     for name, buffer in new.named_buffers(recurse=False):
         for other in first.buffers(recurse=False):
-            alike = buffer.dtype == other.dtype and buffer.device == other.device
-            if alike and buffer.shape == other.shape and not buffer.is_meta and torch.equal(buffer, other):
+            alike = (buffer.dtype, buffer.device, buffer.shape) == (other.dtype, other.device, other.shape)
+            if alike and buffer.itemsize == 1 and not buffer.is_meta and torch.equal(buffer, other):
                 new._buffers[name] = other
 
 
