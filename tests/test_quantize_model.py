@@ -136,6 +136,14 @@ class Int8Rows(nn.Module):
         return self.weight[index] * self.weight_scale[index]
 
 
+class Int8Halves(Int8Rows):
+    @classmethod
+    def from_float(cls, layer, config):
+        new = super().from_float(layer, config)
+        new.weight //= 2
+        return new
+
+
 @pytest.fixture
 def embeddings(monkeypatch):
     monkeypatch.setitem(table.FORMS, nn.Embedding, {Int8Dynamic: Int8Rows, Int8Static: Int8Rows})
@@ -268,14 +276,17 @@ def test_tied_linears_share_their_int8_weight():
         assert torch.equal(ours(data), theirs(data))
 
 
-def test_tied_embedding_and_head_both_convert(embeddings):
+def test_tied_embedding_and_head_both_convert(embeddings, monkeypatch):
+    monkeypatch.setitem(table.FORMS, nn.EmbeddingBag, {Int8Dynamic: Int8Halves})
     m = nn.ModuleDict({"embedding": nn.Embedding(32, 16), "head": nn.Linear(16, 32, bias=False)})
     m["other"] = nn.Embedding(32, 16)
-    m["head"].weight = m["other"].weight = m["embedding"].weight
+    m["bag"] = nn.EmbeddingBag(32, 16)
+    m["head"].weight = m["other"].weight = m["bag"].weight = m["embedding"].weight
     octavo.prune_model_(m, sparsity=0.5, keep_masks=True, filter_fn=lambda _, name: True)
     quantize_(m)
     assert torch.equal(m["embedding"].weight, m["head"].weight)
     assert m["embedding"].weight is m["other"].weight
+    assert not torch.equal(m["embedding"].weight, m["bag"].weight)
     assert set(m.state_dict()) == {f"{name}.{key}" for name in m for key in ("weight", "weight_scale")}
 
 

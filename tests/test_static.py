@@ -160,7 +160,7 @@ def test_calibration_observes_the_inputs_of_the_float_model(symmetric):
 def test_only_finite_values_count():
     data = torch.randn(4, 40)
     odd = data.clone()
-    odd[0, :3] = torch.tensor([float("nan"), float("inf"), -float("inf")])
+    odd[0, :4] = torch.tensor([float("nan"), float("inf"), -float("inf"), 50.0])
     m = quantize_(
         model()[:1], Int8Static([data[1:], torch.full((2, 40), float("nan")), torch.zeros(0, 40), odd])
     )
