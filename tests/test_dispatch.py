@@ -178,15 +178,22 @@ def test_explain_says_why_a_layer_stays_float():
             return super().forward(x)
 
     model = torch.nn.Sequential(
-        torch.nn.Linear(4, 4), torch.nn.Linear(4, 2), Own(2, 2), torch.nn.MultiheadAttention(2, 1)
+        torch.nn.Linear(4, 4),
+        torch.nn.Linear(4, 2),
+        Own(2, 2),
+        torch.nn.MultiheadAttention(2, 1),
+        torch.nn.Bilinear(2, 2, 2),
     )
-    octavo.quantize_(model, filter_fn=lambda module, name: name != "1")
+    assert {row.why for row in octavo.explain(model[:2])} == {"float: octavo.quantize_ was not called"}
+    octavo.quantize_(model, filter_fn=lambda module, name: name == "0")
     rows = {row.name: row for row in octavo.explain(model)}
     assert "Int8Linear: " in rows["0"].why
     for name, reason in (
-        ("1", "filter_fn"),
+        ("1", "filter_fn left it out"),
         ("2", "Own has a forward"),
+        ("3", "filter_fn left it out"),
         ("3.out_proj", "MultiheadAttention"),
+        ("4", "no int8 form of Bilinear"),
     ):
         assert rows[name].kernel == "torch float32"
         assert reason in rows[name].why

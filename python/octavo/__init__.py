@@ -43,14 +43,23 @@ if TYPE_CHECKING:
     from . import nn
     from .checkpoint import load, save
     from .compressed_tensors import export_compressed_tensors, load_compressed_tensors
-    from .nn import Int8Dynamic, Int8WeightOnly, convert_qat_, prepare_qat_, prune_model_, quantize_
+    from .nn import (
+        Int8Dynamic,
+        Int8Static,
+        Int8WeightOnly,
+        convert_qat_,
+        prepare_qat_,
+        prune_model_,
+        quantize_,
+    )
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Int8Dynamic",
-    "PackedConvWeight",
+    "Int8Static",
     "Int8WeightOnly",
+    "PackedConvWeight",
     "PackedWeight",
     "Quantized",
     "__version__",
@@ -96,6 +105,7 @@ __all__ = [
 # What imports torch, and so only when it is asked for: the module of each name.
 _LAZY = {
     "Int8Dynamic": "nn",
+    "Int8Static": "nn",
     "Int8WeightOnly": "nn",
     "convert_qat_": "nn",
     "export_compressed_tensors": "compressed_tensors",

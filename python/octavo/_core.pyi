@@ -196,6 +196,16 @@ def int8_conv2d(
     weight: int,
     nbytes: int,
     w_scale: int,
+    bias: int,
+    bias_dtype: int,
+    activation: int,
+    out: int,
+    out_dtype: int,
+    out_height: int,
+    out_width: int,
+    channels_last: bool,
+    threads: int,
+) -> None: ...
 def weight_only_linear(
     x: int,
     x_dtype: int,
@@ -213,11 +223,6 @@ def weight_only_linear(
     activation: int,
     out: int,
     out_dtype: int,
-    out_height: int,
-    out_width: int,
-    channels_last: bool,
-    threads: int,
-) -> None: ...
     out_row_stride: int,
     threads: int,
 ) -> None: ...

@@ -261,11 +261,12 @@ class Explanation(NamedTuple):
 
 
 def explain(model_or_weight: Any) -> list[Explanation]:
-    """Prints and returns, per linear layer or for one weight: kernel that will run, layout, density, bytes,
-    and why.
+    """Prints and returns, per layer or for one weight: kernel that will run, layout, density, bytes, and why.
 
     model_or_weight: a torch.nn.Module, a PackedWeight, or a weight [N, K] as pack_weight takes it (array or
-    tensor). The density is the share of weights that are not zero; counting it reads every weight once.
+    tensor). Layers are the modules that hold int8, or float parameters of two or more dimensions themselves;
+    for one that stays float, the shape is that of the first of these, and why says what keeps it so.
+    The density is the share of weights that are not zero; counting it reads every weight once.
     TypeError for others.
     """
     from .report import explanations

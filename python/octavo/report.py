@@ -16,11 +16,11 @@ from .packed import MAX_K, PackedWeight, density
 
 _FEW_ROWS = 4  # kSmallM of these instruction sets' kernels: up to here they hand over to another
 _FEW_ROWS_RUN_ON = {"amx": "avx512vnni", "neoni8mm": "neondot"}
-_FAMILIES = {"int8_linear": "linear", "weight_only_linear": "weight_only"}  # of CUDA kernels
+_PRODUCTS = ("int8_linear", "quantize, scaled_int_mm")  # the kernels of this family
 
 
 def explanations(subject: Any) -> list[Explanation]:
-    """What octavo does with each linear layer of a module, or with one weight."""
+    """What octavo does with each layer of a module that holds weights, or with one weight."""
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(subject, torch.nn.Module):
         return _module_rows(subject)
@@ -39,74 +39,94 @@ def explanations(subject: Any) -> list[Explanation]:
 
 
 def _module_rows(model: Any) -> list[Explanation]:
-    import torch
+    from torch.nn.utils.parametrize import ParametrizationList
 
-    from .nn.linear import PackedLinear, why_float
-    from .nn.weight_only import Int8WeightOnlyLinear
+    from .nn.forms import int8_kinds
 
-    rows = []
+    rows, kinds = [], int8_kinds()
     for name, module in model.named_modules():
         name = name or "(model)"
-        if isinstance(module, PackedLinear):
-            stored, nbytes = module._stored, module._stored.nbytes + module.weight_scale.nbytes
-            shape, state = (module.out_features, module.in_features), type(module).__name__
-            op = "weight_only_linear" if isinstance(module, Int8WeightOnlyLinear) else "int8_linear"
-            if stored.dim() == 1:
-                weight = PackedWeight(stored)
-                share, layout = weight.density, weight.layout
-            else:
-                share, layout = density(stored), "plain"
-            rows.append(_int8_row(name, stored, shape, share, nbytes, layout, state, op))
-        elif isinstance(module, torch.nn.Linear):
-            w = module.weight
-            dtype = str(w.dtype).removeprefix("torch.")
-            why = (
-                why_float(module) or "float: octavo.quantize_ was not called, or its filter_fn left this out"
-            )
-            row = Explanation(name, tuple(w.shape), f"torch {dtype}", "dense", density(w), int(w.nbytes), why)
-            rows.append(row)
+        if isinstance(module, kinds):
+            rows.append(_int8_module_row(name, module))
+        elif not isinstance(module, ParametrizationList):
+            rows += _float_module_rows(name, module)
     return rows
 
 
+def _int8_module_row(name: str, module: Any) -> Explanation:
+    from .nn.linear import PackedLinear
+
+    nbytes = sum(buffer.nbytes for buffer in module.buffers(recurse=False))
+    more = (nbytes, type(module).__name__, module.kernel)
+    if isinstance(module, PackedLinear) and module._stored.dim() == 1:
+        weight = PackedWeight(module._stored)
+        return _int8_row(name, weight.buffer, weight.shape, weight.density, weight.layout, *more)
+    stored = module.weight
+    return _int8_row(name, stored, tuple(stored.shape), density(stored), "plain", *more)
+
+
+def _float_module_rows(name: str, module: Any) -> list[Explanation]:
+    """One row if the module itself holds weights, float parameters with two dimensions or more; else none."""
+    from torch.nn.utils.parametrize import is_parametrized
+
+    from .nn.forms import REASON, why_float
+
+    names = [*module._parameters, *(module.parametrizations if is_parametrized(module) else ())]
+    found = [getattr(module, each) for each in names]
+    weights = [w for w in found if w is not None and w.dim() > 1 and w.is_floating_point()]
+    if not weights:
+        return []
+    size = sum(w.numel() for w in weights)
+    share = sum(density(w) * w.numel() for w in weights) / size if size else 1.0
+    nbytes = sum(int(w.nbytes) for w in weights)
+    why = why_float(module) or vars(module).get(REASON, "float: octavo.quantize_ was not called")
+    dtype = str(weights[0].dtype).removeprefix("torch.")
+    return [Explanation(name, tuple(weights[0].shape), f"torch {dtype}", "dense", share, nbytes, why)]
+
+
 def _packed_row(name: str, weight: PackedWeight, state: str) -> Explanation:
-    return _int8_row(name, weight.buffer, weight.shape, weight.density, weight.nbytes, weight.layout, state)
+    w = weight
+    return _int8_row(name, w.buffer, w.shape, w.density, w.layout, w.nbytes, state, "int8_linear")
 
 
 def _int8_row(
     name: str,
     stored: Array,
-    shape: tuple[int, int],
+    shape: tuple[int, ...],
     share: float,
-    nbytes: int,
     layout: str,
+    nbytes: int,
     state: str,
-    op: str = "int8_linear",
+    kernel: str,
 ) -> Explanation:
     if on_cuda(stored):
-        kernel, why = _on_device(stored, op)
+        kernel, why = _on_device(stored, kernel)
     elif not isinstance(stored, np.ndarray) and not stored.is_cpu:
         kernel, why = "torch reference", f"there are no kernels for the device {stored.device}"
     else:
-        kernel, why = "reference", backends.reason()
-        if backends.native:
+        why = backends.reason()
+        if not backends.native:
+            kernel = "reference"
+        else:
             isa = backends.get_isa()
-            kernel = f"{op} {isa}"
-            if op == "int8_linear" and isa in _FEW_ROWS_RUN_ON:
-                kernel += f" ({_FEW_ROWS_RUN_ON[isa]} up to {_FEW_ROWS} rows)"
-            why += "; " + _why_layout(layout, share)
+            kernel += f" {isa}"
+            if layout != "plain":
+                why += "; " + _why_layout(layout, share)
+                if isa in _FEW_ROWS_RUN_ON and kernel.startswith(_PRODUCTS):
+                    kernel += f" ({_FEW_ROWS_RUN_ON[isa]} up to {_FEW_ROWS} rows)"
     return Explanation(name, shape, kernel, layout, share, nbytes, f"{state}: {why}")
 
 
-def _on_device(stored: Array, op: str) -> tuple[str, str]:
+def _on_device(stored: Array, kernel: str) -> tuple[str, str]:
     """(kernel, why) of a weight on a device."""
-    family = _FAMILIES[op]
+    family = "linear" if kernel.endswith(_PRODUCTS) else kernel
     engine = native_for(stored, family)
     if engine is None:
         return "torch reference", f"the weight is on a device, and {why_reference_for(stored, family)}"
     kernels, ((device, *_),) = engine
-    proven = kernels.kernels()["linear"]
+    proven = kernels.kernels()[family]
     why = "proven on a GPU" if proven else "unproven on a GPU, and run by OCTAVO_CUDA_UNPROVEN=1"
-    return f"int8_linear cuda sm_{kernels.capability(device)}", why
+    return f"{kernel} cuda sm_{kernels.capability(device)}", why
 
 
 def _why_layout(layout: str, share: float) -> str:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from .nn.convert import _leave_fused_path
+from .nn.convert import leave_fused_paths
+from .nn.rebuild import kinds
 
 ModelOrFactory: TypeAlias = nn.Module | Callable[[], nn.Module]
 
@@ -132,8 +133,7 @@ def fill(
         for each, parameters, buffers, children in before:
             each._parameters, each._buffers, each._modules = parameters, buffers, children
         raise
-    for each in root.modules():
-        _leave_fused_path(each)
+    leave_fused_paths(root, tuple(kinds().values()))
     return root
 
 

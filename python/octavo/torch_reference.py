@@ -221,6 +221,8 @@ def windows(
     taps = taps.reshape(x.shape[0], groups, x.shape[1] // groups, rows, cols, len(seen))
     taps = taps.permute(1, 0, 3, 4, 2, 5)
     return taps.reshape(*taps.shape[:4], taps.shape[4] * taps.shape[5])
+
+
 def weight_only_linear(
     x: Tensor,
     weight: Tensor,

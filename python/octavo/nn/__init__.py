@@ -12,12 +12,13 @@ from ..torch_pruning import (
     l1_unstructured,
     prune_model_,
 )
-from .configs import Int8Dynamic
+from .attention import Int8MultiheadAttention
+from .configs import Int8Dynamic, Int8Static, Int8WeightOnly
 from .conv import Int8Conv2d
-from .configs import Int8Dynamic, Int8WeightOnly
 from .convert import quantize_
 from .embedding import Int8Embedding, Int8EmbeddingBag
 from .linear import Int8Linear
+from .static import Int8StaticLinear
 from .training import FakeQuantizedConv2d, FakeQuantizedLinear, convert_qat_, prepare_qat_
 from .weight_only import Int8WeightOnlyLinear
 
@@ -29,6 +30,9 @@ __all__ = [
     "Int8Embedding",
     "Int8EmbeddingBag",
     "Int8Linear",
+    "Int8MultiheadAttention",
+    "Int8Static",
+    "Int8StaticLinear",
     "Int8WeightOnly",
     "Int8WeightOnlyLinear",
     "L1SemiStructured",

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -41,10 +45,45 @@ class Int8WeightOnly:
             raise ValueError(f"group_size: expected a positive multiple of 4, got {size}")
 
 
-Config = Int8Dynamic | Int8WeightOnly
+@dataclass(frozen=True, eq=False)
+class Int8Static:
+    """int8 weights with one scale per output row; activations with one scale for all rows of all calls.
+
+    That scale, and the zero point, come from the smallest and the largest finite value that reaches a layer
+    while quantize_ runs the float model over `data`, in eval mode and without gradients. Data like that of
+    use, then: larger values will be cut off, and smaller ones get coarse steps. A layer that saw no data
+    stays float.
+
+    data: batches, such as a DataLoader or a list. A batch that is a mapping is passed as model(**batch), a
+        tuple or a list as model(*batch), anything else as model(batch).
+    symmetric: False: activations have a zero point, which pays where they lie on one side of zero, as after a
+        ReLU; K is at most 65,793 then.
+    forward: called as forward(model, batch) in place of the above, for batches of another form.
+    steps: the number of batches to run at most; None: all.
+    progress: a bar on stderr, if that is a terminal and tqdm is installed.
+    """
+
+    data: Iterable[Any] = field(repr=False)
+    symmetric: bool = False
+    forward: Callable[[nn.Module, Any], object] | None = None
+    steps: int | None = None
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.data, Iterable) or isinstance(self.data, Tensor | Mapping | str):
+            got = type(self.data).__name__
+            raise TypeError(f"data: expected batches, such as a DataLoader or a list of them, got a {got}")
+        if self.steps is not None and (not isinstance(self.steps, int) or self.steps < 1):
+            raise ValueError(f"steps: expected an int >= 1 or None, got {self.steps!r}")
+
+
+Config = Int8Dynamic | Int8WeightOnly | Int8Static
 DEFAULT = Int8Dynamic()
 
 
-def check_config(config: object) -> None:
-    if not isinstance(config, Config):
-        raise TypeError(f"config: expected an octavo.Int8Dynamic or octavo.Int8WeightOnly, got {config!r}")
+def check_config(config: object, *kinds: type) -> None:
+    """TypeError for what is none of these classes (default: all of this module)."""
+    kinds = kinds or (Int8Dynamic, Int8WeightOnly, Int8Static)
+    if not isinstance(config, kinds):
+        names = " or ".join(f"octavo.{kind.__name__}" for kind in kinds)
+        raise TypeError(f"config: expected an {names}, got {config!r}")

@@ -28,6 +28,7 @@ class Int8Conv2d(nn.Module):
     `weight` unpacks it. `.to(dtype)` casts the bias only: every float dtype is taken, and returned.
     """
 
+    kernel = "int8_conv2d"
     weight_scale: Tensor
     bias: nn.Parameter | None
     _stored: Tensor

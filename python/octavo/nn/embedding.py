@@ -71,6 +71,11 @@ class _Int8Table(nn.Module):
             new._like = weight.new_empty(0)
         return new.train(embedding.training)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of results."""
+        return self._like.dtype
+
     def extra_repr(self) -> str:
         text = f"{self.num_embeddings}, {self.embedding_dim}"
         return text if self.padding_idx is None else f"{text}, padding_idx={self.padding_idx}"
@@ -110,6 +115,8 @@ class Int8Embedding(_Int8Table):
     `.to(dtype)` changes that, and nothing else. padding_idx is kept, and means nothing without gradients.
     """
 
+    kernel = "int8_embedding"
+
     @classmethod
     def from_float(cls, embedding: nn.Embedding, config: Config = DEFAULT) -> Int8Embedding:
         """The int8 form of an embedding, with one scale per row whatever the config. ValueError for a weight
@@ -119,7 +126,7 @@ class Int8Embedding(_Int8Table):
         return cls._of(embedding, config)
 
     def forward(self, indices: Tensor) -> Tensor:
-        weight, scale, dtype = self.weight, self.weight_scale, self._like.dtype
+        weight, scale, dtype = self.weight, self.weight_scale, self.dtype
         if needs_dispatcher(indices, weight):
             y: Tensor = torch_ops.int8_embedding_op(indices, weight, scale, out_dtype=dtype)
             return y
@@ -131,6 +138,8 @@ class Int8EmbeddingBag(_Int8Table):
 
     State dict and dtypes are those of Int8Embedding.
     """
+
+    kernel = "int8_embedding_bag"
 
     def __init__(
         self,

@@ -27,6 +27,7 @@ class PackedLinear(nn.Module):
     unpacks it. `.to(dtype)` casts the bias only: every float dtype is taken, and returned.
     """
 
+    kernel: str  # for octavo.explain
     weight_scale: Tensor
     bias: nn.Parameter | None
     _stored: Tensor
@@ -131,6 +132,7 @@ class Int8Linear(PackedLinear):
     logical values: `weight` int8 [N, K], `weight_scale` float32 [N, 1] and `bias`.
     """
 
+    kernel = "int8_linear"
     _checked: tuple[Tensor | None, Tensor | None, PackedWeight] | None = None  # buffers after checks
 
     def __init__(

@@ -96,7 +96,7 @@ def prepare_qat_(
     for module, fake in chosen:
         _become(module, fake)
         module.qat_config = config
-    leave_fused_paths(model, lambda child: isinstance(child, FakeQuantizedLinear))
+    leave_fused_paths(model, FakeQuantizedLinear)
     return model
 
 
@@ -151,7 +151,7 @@ def _int8(module: FakeQuantizedLinear | FakeQuantizedConv2d) -> nn.Module:
         raise ValueError("weight: expected a parameter, got one that a forward hook computes")
     if isinstance(module, FakeQuantizedLinear):
         return Int8Linear.from_float(module, module.qat_config)
-    from .conv import Int8Conv2d  # type: ignore[import-not-found]
+    from .conv import Int8Conv2d
 
     new: nn.Module = Int8Conv2d.from_float(module, module.qat_config)
     return new

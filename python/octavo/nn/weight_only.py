@@ -22,6 +22,8 @@ class Int8WeightOnlyLinear(PackedLinear):
     [N, K / group_size] with a group_size, and `bias`.
     """
 
+    kernel = "weight_only_linear"
+
     def __init__(
         self,
         in_features: int,
