@@ -245,6 +245,37 @@ def draw_gains(
         axes.plot(x, y, "o", ms=5, mec=color, mfc=color if point.chosen else "white")
 
 
+def bars(document: Document, path: Path) -> None:
+    """The time of every contender, a panel per case: whiskers from p10 to p90."""
+    cases = [case for case in document["cases"] if any(row["time"] for row in case["rows"])]
+    if not cases:
+        raise SystemExit("--plot: no case of this run has a number")
+    timed = [[row for row in case["rows"] if row["time"]] for case in cases]
+    heights = [1.2 + 0.24 * len(rows) for rows in timed]
+    size = (9, sum(heights))
+    figure = optional("matplotlib.figure").Figure(figsize=size, layout="constrained", facecolor="white")
+    axes = figure.subplots(len(cases), 1, squeeze=False, height_ratios=heights)
+    for (axis,), case, rows in zip(axes, cases, timed, strict=True):
+        names = [row["name"] for row in rows]
+        low, middle, high = ([1e3 * row["time"][q] for row in rows] for q in ("p10", "median", "p90"))
+        around = [
+            [m - v for m, v in zip(middle, low, strict=True)],
+            [v - m for m, v in zip(middle, high, strict=True)],
+        ]
+        colors = [OURS if row["ours"] else PEER for row in rows]
+        axis.barh(names, middle, color=colors, height=0.7, xerr=around, error_kw={"ecolor": ROOF, "lw": 0.8})
+        for place, (value, row) in enumerate(zip(middle, rows, strict=True)):
+            text = f"  {show(value)} ms  {row['parity'].split(',')[0]}"
+            axis.text(0, place, text, color="white", va="center", fontsize=7)
+        axis.invert_yaxis()
+        axis.tick_params(labelsize=8)
+        axis.set_title(f"{case['id']}: {case['label']}", loc="left", fontsize=9)
+        axis.set(xlabel="ms")
+        axis.grid(axis="x", color="#e5e5e5", lw=0.6)
+    figure.suptitle(headline(document), fontsize=10)
+    figure.savefig(path, dpi=150)
+
+
 def headline(document: Document) -> str:
     host = document["host"]
     title = f"{document['bench']}: {host['cpu']}, {host['threads']} threads"
