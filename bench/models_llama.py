@@ -84,7 +84,7 @@ class Decoder:
             token = first
             for _ in range(tokens):
                 token = self.model(token, past_key_values=cache, use_cache=True).logits[:, -1:].argmax(-1)
-            cache.crop(ids.shape[1])
+            cache.crop(-tokens)
             return token
 
         return call
@@ -116,7 +116,8 @@ class LlamaCpp:
         self.runner.eval(ids[0].tolist())
 
     def next_token(self) -> int:
-        logits = np.ctypeslib.as_array(self.runner.ctx_logits(), (self.runner.n_vocab(),))
+        pointer = importlib.import_module("llama_cpp").llama_get_logits(self.runner.ctx)
+        logits = np.ctypeslib.as_array(pointer, (self.runner.n_vocab(),))
         return int(logits.argmax())
 
     def decode(self, ids: Any, tokens: int) -> Callable[[], object]:
@@ -170,7 +171,7 @@ def make_goals(quick: bool, threads: int, folder: Path) -> list[Goal]:
 
     sides = systems(model, threads, folder, quick)
     bench = Workbench(judge, ["transformers"])
-    layers, head = weights(shape)
+    layers, head = linear_weights(shape)
 
     def prefill(decoder: Any) -> Callable[[int], object]:
         return lambda _: decoder.prefill(ids)
@@ -190,9 +191,8 @@ def make_goals(quick: bool, threads: int, folder: Path) -> list[Goal]:
             for side in sides
         ]
 
-    what = (
-        f"Llama's shape, {(layers + head + shape['hidden_size'] * shape['vocab_size']) / 1e9:.2g}e9 weights"
-    )
+    count = layers + head + shape["vocab_size"] * shape["hidden_size"]
+    what = f"Llama's shape, {count / 1e6:,.1f}M weights"
     after = f"{generated} tokens after {prompt}, the time of one"
     cases = [
         Case("llama", f"prefill, {what}, {prompt} tokens", 2.0 * layers * prompt, "GOP/s", "peak", prefills),
@@ -206,8 +206,8 @@ def tokens_per_second(result: Result) -> str:
     return f"  tokens/s: {', '.join(rates)}"
 
 
-def weights(shape: dict[str, int]) -> tuple[int, int]:
-    """Of the linear layers: all within the decoder's layers, and the head."""
+def linear_weights(shape: dict[str, int]) -> tuple[int, int]:
+    """How many within the layers, and in the head."""
     width, heads = shape["hidden_size"], shape["num_attention_heads"]
     kv = width // heads * shape["num_key_value_heads"]
     layer = 2 * width * width + 2 * width * kv + 3 * width * shape["intermediate_size"]
