@@ -186,8 +186,7 @@ def int8(**config: Any) -> Any:
 
 
 def fused(texts: Texts, model: Any) -> Any:
-    octavo_nn.fuse_(model, texts.judged[0])
-    return model
+    return octavo_nn.fuse_(model, texts.judged[0])
 
 
 def torch_dynamic() -> Any:
