@@ -1,5 +1,5 @@
 """A run's cases drawn from the JSON that it writes: under the machine's roofline, one panel per ISA; the time
-of pruning over the share that goes; what sparse layouts gain over it; or everybody's time in a whole model."""
+of pruning over the share that goes; what sparse layouts gain over it; everybody's time in a whole model."""
 
 from __future__ import annotations
 
