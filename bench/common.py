@@ -42,6 +42,7 @@ RESULT_SAMPLES = 15
 class Parity:
     ok: bool
     detail: str  # "exact", a relative error, or where it differs
+    figures: dict[str, float] = field(default_factory=dict)  # what else was measured on the way, for the JSON
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,7 @@ class Row:
     ours: bool
     status: str  # "ok", "refused" (failed parity), "failed" (raised), or why it is absent
     parity: str = ""
+    figures: dict[str, float] = field(default_factory=dict)
     seconds: list[float] = field(default_factory=list)  # per unit of work
     time: Spread | None = None
     rate: float | None = None
@@ -273,7 +275,7 @@ def admit(contender: Contender) -> Row:
     except Exception as error:  # a peer's own failure is a row, not the end of the run
         row.status, row.parity = "failed", f"{type(error).__name__}: {error}".splitlines()[0][:100]
         return row
-    row.parity = parity.detail
+    row.parity, row.figures = parity.detail, parity.figures
     if not parity.ok:
         row.status = "refused"
     return row

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,7 @@ import gpu
 import peers
 import peers_cuda
 from common import Case, Contender, Parity, check_all
+from goals import NOT_YET, Goal
 from gpu import check_near, check_same, check_share
 from machine import optional
 from peers_cuda import Operands, Product, make_product
@@ -20,14 +21,6 @@ octavo = optional("octavo")
 torch = optional("torch")
 
 Shape = tuple[int, ...]
-
-NOT_YET = "not there yet"
-
-
-@dataclass(frozen=True)
-class Goal:
-    case: Case
-    bounds: Sequence[Bound]
 
 
 def ours(name: str, build: Callable[..., Contender], *arguments: Any) -> Contender:

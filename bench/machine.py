@@ -165,6 +165,12 @@ def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def resident(key: str, status: Path = Path("/proc/self/status")) -> int:
+    """VmRSS of this process in bytes, or VmHWM: its peak."""
+    fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
+    return int(fields[key].split()[0]) * 1024
+
+
 def host_facts(threads: int) -> dict[str, Any]:
     octavo, torch, ort = optional("octavo"), optional("torch"), optional("onnxruntime")
     native = optional("octavo._core") is not None

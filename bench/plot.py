@@ -1,5 +1,5 @@
 """A run's cases drawn from the JSON that it writes: under the machine's roofline, one panel per ISA; the time
-of pruning over the share that goes; or what sparse layouts gain over it."""
+of pruning over the share that goes; what sparse layouts gain over it; everybody's time in a whole model."""
 
 from __future__ import annotations
 
@@ -245,6 +245,39 @@ def draw_gains(
         axes.plot(x, y, "o", ms=5, mec=color, mfc=color if point.chosen else "white")
 
 
+def bars(document: Document, path: Path) -> None:
+    """The time of every contender, a panel per case: whiskers from p10 to p90."""
+    cases = [case for case in document["cases"] if any(row["time"] for row in case["rows"])]
+    if not cases:
+        raise SystemExit("--plot: no case of this run has a number")
+    timed = [[row for row in case["rows"] if row["time"]] for case in cases]
+    heights = [1.2 + 0.24 * len(rows) for rows in timed]
+    size = (9, sum(heights))
+    figure = optional("matplotlib.figure").Figure(figsize=size, layout="constrained", facecolor="white")
+    axes = figure.subplots(len(cases), 1, squeeze=False, height_ratios=heights)
+    for (axis,), case, rows in zip(axes, cases, timed, strict=True):
+        names = [row["name"] for row in rows]
+        low, middle, high = ([1e3 * row["time"][q] for row in rows] for q in ("p10", "median", "p90"))
+        around = [
+            [m - v for m, v in zip(middle, low, strict=True)],
+            [v - m for m, v in zip(middle, high, strict=True)],
+        ]
+        colors = [OURS if row["ours"] else PEER for row in rows]
+        axis.barh(names, middle, color=colors, height=0.7, xerr=around, error_kw={"ecolor": ROOF, "lw": 0.8})
+        for place, row in enumerate(rows):
+            text = f"  {show(middle[place])} ms  {row['parity'].split(',')[0]}"
+            axis.text(1e3 * row["time"]["p90"], place, text, color=ROOF, va="center", fontsize=7)
+        axis.set_xlim(0, 1.3e3 * max(row["time"]["p90"] for row in rows))  # room for the text
+        axis.invert_yaxis()
+        axis.tick_params(labelsize=8)
+        axis.set_title(f"{case['id']}: {case['label']}", loc="left", fontsize=9)
+        axis.set(xlabel="ms")
+        axis.set_axisbelow(True)
+        axis.grid(axis="x", color="#e5e5e5", lw=0.6)
+    figure.suptitle(headline(document), fontsize=10)
+    figure.savefig(path, dpi=150)
+
+
 def headline(document: Document) -> str:
     host = document["host"]
     title = f"{document['bench']}: {host['cpu']}, {host['threads']} threads"
@@ -255,5 +288,6 @@ if __name__ == "__main__":
     if len(sys.argv) != 3:
         raise SystemExit("usage: plot.py RUN.json OUT.png")
     run: Document = json.loads(Path(sys.argv[1]).read_text())
-    draw = over_layouts if gains(run) else over_sparsity if placed(run) else roofline
+    models = run["bench"] == "models"
+    draw = bars if models else over_layouts if gains(run) else over_sparsity if placed(run) else roofline
     draw(run, Path(sys.argv[2]))

