@@ -35,7 +35,7 @@ from .ops import (
 
 if TYPE_CHECKING:
     from . import nn
-    from .nn import Int8Dynamic, prune_model_, quantize_
+    from .nn import Int8Dynamic, fuse_, prune_model_, quantize_
 
 __version__ = "0.1.0"
 
@@ -47,6 +47,7 @@ __all__ = [
     "dequantize",
     "explain",
     "force_isa",
+    "fuse_",
     "get_isa",
     "get_num_threads",
     "int8_linear",
@@ -74,7 +75,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """nn and what it defines import torch: only when asked for."""
-    if name == "nn" or name in ("Int8Dynamic", "prune_model_", "quantize_"):
+    if name == "nn" or name in ("Int8Dynamic", "fuse_", "prune_model_", "quantize_"):
         import importlib
 
         nn = importlib.import_module(".nn", __name__)

@@ -14,9 +14,12 @@ from ..torch_pruning import (
 )
 from .configs import Int8Dynamic
 from .convert import quantize_
+from .fusion import fuse_, fusions, unfuse_
+from .fusion_patterns import Fusion
 from .linear import Int8Linear
 
 __all__ = [
+    "Fusion",
     "Int8Dynamic",
     "Int8Linear",
     "L1SemiStructured",
@@ -25,7 +28,10 @@ __all__ = [
     "PruningMask",
     "RatioUnstructured",
     "ThresholdUnstructured",
+    "fuse_",
+    "fusions",
     "l1_unstructured",
     "prune_model_",
     "quantize_",
+    "unfuse_",
 ]
