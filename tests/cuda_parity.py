@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import octavo
 from octavo import reference
+from octavo.norm import NORM_RESULTS
 from strategies import (
     FLOATS,
     assert_close_ulp,
@@ -27,7 +28,6 @@ from strategies import (
     scales,
     shapes,
 )
-from octavo.norm import NORM_RESULTS
 from test_norm import norm_arguments, normalize
 from test_prune import AMOUNTS, patterned
 from test_quantize import quantize_arguments, scale_shape, static_parameters

@@ -60,9 +60,9 @@ def rms_norm_quantize(
     out: (data, scale), then zero_point if not symmetric, sum with a residual, and normed if wanted, to fill.
         sum may be the residual itself; one that is not C-contiguous costs a temporary.
 
-    Returns Quantized(data int8 like x, scale float32 of shape x.shape[:-1], zero_point int32 likewise or None),
-    and in a tuple after it x + residual, if there is one, and the normalized rows, if wanted. TypeError or
-    ValueError for anything else.
+    Returns Quantized(data int8 like x, scale float32 of shape x.shape[:-1], zero_point int32 likewise or
+    None), and in a tuple after it x + residual, if there is one, and the normalized rows, if wanted.
+    TypeError or ValueError for anything else.
     """
     return _run(x, weight, None, eps, False, residual, symmetric, normed, out)
 
@@ -102,9 +102,7 @@ def _run(
         run: Callable[..., NormFound] = torch_ops.norm_quantize
     else:
         run = _norm_quantize
-    data, scale, zero_point, total, y = run(
-        x, weight, bias, residual, eps, centered, symmetric, normed, out
-    )
+    data, scale, zero_point, total, y = run(x, weight, bias, residual, eps, centered, symmetric, normed, out)
     more = [each for each, wanted in ((total, residual is not None), (y, normed)) if wanted]
     quantized = Quantized(data, scale, None if symmetric else zero_point)
     return (quantized, *more) if more else quantized

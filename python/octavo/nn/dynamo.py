@@ -33,13 +33,12 @@ def backend(
             _log.info("octavo: %s: %s: %s", fusion.kind, ", ".join(fusion.layers), fusion.note)
         module.recompile()
     try:
-        compiled: Callable[..., Any] = compile_fx(module, list(inputs), config_patches=options)
+        return compile_fx(module, list(inputs), config_patches=options)  # type: ignore[return-value]
     except InvalidCxxCompiler as error:
         raise RuntimeError(
-            'backend "octavo": expected a C++ compiler for inductor, which gets what octavo does not fuse, got '
-            "none; octavo.fuse_ needs no compiler"
+            'backend "octavo": expected a C++ compiler for inductor, which gets what octavo does not fuse, '
+            "got none; octavo.fuse_ needs no compiler"
         ) from error
-    return compiled
 
 
 def _wants_gradients(module: GraphModule, inputs: Sequence[Any]) -> bool:

@@ -30,8 +30,8 @@ def fuse_(model: nn.Module, example: Any) -> nn.Module:
     - a LayerNorm or RMSNorm, with the sum of a residual before it, and the linear layers after it: the sum,
       the normalized row and its int8 form are made in one pass over memory.
 
-    example: the inputs of one call: a tensor, a tuple of positional ones, or a dict of keyword ones. The graph
-        is captured from it by torch.export, for any size of every dimension that the model does not fix.
+    example: the inputs of one call: a tensor, a tuple of positional ones, or a dict of keyword ones. The
+        graph is captured from it by torch.export, for any size of every dimension that the model leaves open.
 
     Calls like the example (the same arguments by position and by name, the same structure, ranks, dtypes,
     device and constants, and sizes for which the model takes the same way through its code) run the graph.
@@ -40,10 +40,10 @@ def fuse_(model: nn.Module, example: Any) -> nn.Module:
     `.to()` work as before. A change of layers after fuse_ needs another fuse_, and in the graph no hooks of
     submodules run.
 
-    Equal bits to the unfused octavo operations called one by one: to those of the layers for relu and a shared
-    input. gelu and silu are computed in float32, before the product is rounded; norms are octavo's own
-    (docs/numerics.md), and give int8 without rounding to the model's dtype first: they differ from torch's by
-    last places.
+    Equal bits to the unfused octavo operations called one by one, and for relu and a shared input to the
+    layers themselves. gelu and silu are computed in float32, before the product is rounded; norms are
+    octavo's own (docs/numerics.md), and give int8 without rounding to the model's dtype first: they differ
+    from torch's by last places.
 
     Raises ValueError where the model cannot be captured or nothing can be fused: it says why, and the model
     is unchanged. Fusing submodules, for instance each layer of a decoder, may work then.
@@ -106,8 +106,9 @@ class _Fused:
         if not self.fusions:
             raise ValueError("model: expected layers of octavo.quantize_ that can be fused, got none")
         self._model, self._count, self._names = model, len(args), tuple(kwargs)
-        leaves, self._structure = pytree.tree_flatten([*args, *kwargs.values()])
-        self._is_nested = len(leaves) > len(args) + len(kwargs)
+        given = [*args, *kwargs.values()]
+        leaves, self._structure = pytree.tree_flatten(given)
+        self._is_nested = list(map(id, leaves)) != list(map(id, given))
         self._wanted = [_kind_of(leaf) for leaf in leaves]
         self._sizes_fit = _size_check(program)
         self._held = [_holder(model, program, spec) for spec in _held_specs(program)]
@@ -119,7 +120,7 @@ class _Fused:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         leaves = None if torch.compiler.is_compiling() else self._leaves(args, kwargs)
         held = None if leaves is None else self._values()
-        if held is None:
+        if leaves is None or held is None:
             return type(self._model).forward(self._model, *args, **kwargs)
         return pytree.tree_unflatten(self._run(*held, *leaves), self._result)
 
@@ -146,7 +147,7 @@ class _Fused:
             if leaf.dim() != wanted.dim or not leaf.is_contiguous():
                 return None
             sizes += leaf.shape
-        if needs_dispatcher(*leaves) or torch.is_autocast_enabled() or not self._sizes_fit(*sizes):
+        if needs_dispatcher(*leaves) or torch._C._is_any_autocast_enabled() or not self._sizes_fit(*sizes):
             return None
         return leaves
 
@@ -155,7 +156,7 @@ class _Fused:
         held = [holder[name] for holder, name in self._held]
         if [each.dtype for each in held] != self._dtypes:
             return None
-        if torch.is_grad_enabled() and any([each.requires_grad for each in held]):
+        if torch.is_grad_enabled() and any(each.requires_grad for each in held):
             return None
         for i, (at, scale_at, stored, scale, packed) in enumerate(self._packed):
             if held[at] is not stored or held[scale_at] is not scale:
@@ -194,7 +195,7 @@ def _kind_of(leaf: Any) -> Any:
 
 
 def _capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
-    shapes = ShapesCollection()
+    shapes = ShapesCollection()  # type: ignore[no-untyped-call]
     for leaf in pytree.tree_leaves((args, kwargs)):
         if isinstance(leaf, Tensor):
             shapes[leaf] = dict.fromkeys(range(leaf.dim()), Dim.AUTO)
@@ -203,15 +204,18 @@ def _capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         with (
             torch.inference_mode(False),
             torch.no_grad(),
-            shapes_config.patch(backed_size_oblivious=True),
+            shapes_config.patch(backed_size_oblivious=True),  # type: ignore[attr-defined]
         ):
-            program = export(model, args, kwargs, dynamic_shapes=shapes.dynamic_shapes(model, args, kwargs))
+            dynamic = shapes.dynamic_shapes(model, args, kwargs)  # type: ignore[no-untyped-call]
+            program = export(model, args, kwargs, dynamic_shapes=dynamic)
     except Exception as error:
         raise ValueError(
             f"model: expected one that torch.export can capture; for {type(model).__name__} it says: {error}"
         ) from error
     changed = [
-        str(spec.target) for spec in program.graph_signature.output_specs if spec.kind != OutputKind.USER_OUTPUT
+        str(spec.target)
+        for spec in program.graph_signature.output_specs
+        if spec.kind != OutputKind.USER_OUTPUT
     ]
     if changed:
         raise ValueError(
@@ -236,8 +240,12 @@ def _holder(model: nn.Module, program: ExportedProgram, spec: InputSpec) -> tupl
 
 def _size_check(program: ExportedProgram) -> Callable[..., bool]:
     """f(every size of every tensor in a call): whether the graph holds for them."""
-    names, conditions, symbols = [], [], {}
-    users = {spec.arg.name for spec in program.graph_signature.input_specs if spec.kind == InputKind.USER_INPUT}
+    names: list[str] = []
+    conditions: list[str] = []
+    symbols: dict[str, torch.SymInt] = {}
+    users = {
+        spec.arg.name for spec in program.graph_signature.input_specs if spec.kind == InputKind.USER_INPUT
+    }
     for node in program.graph.find_nodes(op="placeholder"):
         value = node.meta.get("val")
         if node.name not in users or not isinstance(value, Tensor):

@@ -40,7 +40,7 @@ def fuse_graph(graph: Graph) -> list[Fusion]:
     found = [*_fuse_activations(graph), *_fuse_norms(graph), *_fuse_shared_inputs(graph)]
     # torch.fx takes methods for pure
     graph.eliminate_dead_code(lambda node: node.is_impure() or _mutates(node))
-    graph.lint()  # type: ignore[no-untyped-call]
+    graph.lint()
     return found
 
 
@@ -63,6 +63,7 @@ _SPELLINGS: dict[str, tuple[Any, ...]] = {
     "layer_norm": (F.layer_norm, torch.layer_norm, _aten.layer_norm.default),
     "rms_norm": (F.rms_norm, torch.rms_norm, _aten.rms_norm.default),
     "int8_linear": (torch_ops.int8_linear_op, _octavo.int8_linear),
+    "slice": (_aten.slice.Tensor,),
     "check": (_aten._assert_tensor_metadata.default,),
 }
 _NAMES = {target: name for name, targets in _SPELLINGS.items() for target in targets}
@@ -85,6 +86,14 @@ def _value(node: object) -> Any:
         return None
     value = node.meta.get("val", node.meta.get("example_value"))
     return value if isinstance(value, Tensor) else None
+
+
+def _number(value: object) -> float | None:
+    """The float that a node is, or that stands in its place. One that dynamo has left open is settled: its
+    graph will be for this number."""
+    if isinstance(value, Node):
+        value = value.meta.get("val", value.meta.get("example_value"))
+    return float(value) if isinstance(value, float | torch.SymFloat) else None
 
 
 def _same_shape(a: Tensor, b: Tensor) -> bool:
@@ -150,15 +159,19 @@ def _raise_parameters(nodes: Iterable[object], to: Node) -> bool:
 
 
 def _drop_identities(graph: Graph) -> None:
-    """Drops what does nothing: dropout in eval mode, casts to the dtype that is there, checks of metadata."""
+    """Drops what does nothing: dropout in eval mode, casts to the dtype that is there, slices from end to
+    end, checks of metadata."""
     for node in list(graph.nodes):
         name = _name(node)
         if name == "check":
             graph.erase_node(node)
-        elif (name == "dropout" and _argument(node, 2, "training", _argument(node, 2, "train", True)) is False
-              ) or (name == "to" and _keeps_all(node)):  # fmt: skip
+        elif name in _IDENTITIES and _IDENTITIES[name](node):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
+
+
+def _is_off(dropout: Node) -> bool:
+    return _argument(dropout, 2, "training", dropout.kwargs.get("train")) is False
 
 
 def _keeps_all(node: Node) -> bool:
@@ -170,13 +183,22 @@ def _keeps_all(node: Node) -> bool:
     return same and not copies and len(node.args) < 4
 
 
+def _is_whole(piece: Node) -> bool:
+    start, end, step = (piece.args[i] if len(piece.args) > i else None for i in (2, 3, 4))
+    return start in (0, None) and end in (_END, None) and step in (1, None)
+
+
+_END = 2**63 - 1  # what a slice without an end says
+_IDENTITIES = {"dropout": _is_off, "to": _keeps_all, "slice": _is_whole}
+
+
 # ---- (a) a linear layer and its activation ----
 
 
 def _fuse_activations(graph: Graph) -> Iterator[Fusion]:
     for node in list(graph.nodes):
         activation = _activation(node)
-        linear = node.args[0] if activation and node.args else None
+        linear: Any = node.args[0] if activation and node.args else None
         if _name(linear) != "int8_linear" or linear.kwargs.get("activation") or len(linear.users) > 1:
             continue
         before, after = _value(linear), _value(node)
@@ -226,8 +248,10 @@ def _fuse_shared_inputs(graph: Graph) -> Iterator[Fusion]:
                 shared = graph.call_function(
                     _octavo.int8_linears.default, (*arguments, activations), dict(more)
                 )
-                for i, each in enumerate(linears):
-                    _take(graph, each, shared, i)
+                results = [graph.call_function(operator.getitem, (shared, i)) for i in range(count)]
+            for each, result in zip(linears, results, strict=True):
+                _put(result, each)
+                graph.erase_node(each)
             yield Fusion(
                 "shared input", tuple(map(_layer, linears)), f"one quantization of x for {count} products"
             )
@@ -240,12 +264,10 @@ def _operands(linear: Node) -> tuple[Node, Node, Node | None]:
     )  # fmt: skip
 
 
-def _take(graph: Graph, old: Node, results: Node, i: int) -> None:
-    """Puts result i in old's place."""
-    new = graph.call_function(operator.getitem, (results, i))
+def _put(new: Node, old: Node) -> None:
+    """new in the place of all uses of old."""
     new.meta = dict(old.meta)
     old.replace_all_uses_with(new)
-    graph.erase_node(old)
 
 
 # ---- (c) normalization before linear layers ----
@@ -282,7 +304,7 @@ def _fuse_norms(graph: Graph) -> Iterator[Fusion]:
         if _value(node).device.type != "cpu" and (normed or not symmetric):
             continue  # kernels for devices have neither
         x, residual = (norm.x, None) if added is None else (added.args[0], added.args[1])
-        options = {"symmetric": symmetric, "normed": normed}
+        options: dict[str, Any] = {"symmetric": symmetric, "normed": normed}
         with graph.inserting_before(first):
             arguments = (x, norm.weight, norm.bias, residual, norm.eps, norm.centered)
             results = graph.call_function(_octavo.norm_quantize.default, arguments, options)
@@ -293,11 +315,9 @@ def _fuse_norms(graph: Graph) -> Iterator[Fusion]:
         for linear in linears:
             _multiply_quantized(graph, linear, parts, symmetric)
         if normed:
-            parts["normed"].meta = dict(node.meta)
-            node.replace_all_uses_with(parts["normed"])
+            _put(parts["normed"], node)
         if added is not None:
-            parts["sum"].meta = dict(added.meta)
-            added.replace_all_uses_with(parts["sum"])
+            _put(parts["sum"], added)
         note = "LayerNorm" if norm.centered else "RMSNorm"
         note += ", after the residual's sum," if added is not None else ""
         note += f" straight to int8{' and to ' + str(_value(node).dtype) if normed else ''}"
@@ -312,8 +332,7 @@ def _multiply_quantized(graph: Graph, linear: Node, parts: dict[str, Node], symm
             arguments if symmetric else (*arguments, parts["zero_point"]),
             {"activation": linear.kwargs.get("activation"), "out_dtype": _value(linear).dtype},
         )
-    new.meta = dict(linear.meta)
-    linear.replace_all_uses_with(new)
+    _put(new, linear)
     graph.erase_node(linear)
 
 
@@ -351,16 +370,17 @@ def _match_layer_norm(node: Node) -> _Norm | None:
     if len(_argument(node, 1, "normalized_shape")) != 1:
         return None
     weight, bias = _argument(node, 2, "weight"), _argument(node, 3, "bias")
-    return _Norm(node.args[0], weight, bias, _argument(node, 4, "eps", 1e-5), True)
+    eps = _number(_argument(node, 4, "eps", 1e-5))
+    return None if eps is None else _Norm(_argument(node, 0, "input"), weight, bias, eps, True)
 
 
 def _match_rms_norm(node: Node) -> _Norm | None:
-    x = _value(node.args[0])
-    if len(_argument(node, 1, "normalized_shape")) != 1 or x is None:
+    x, weight, eps = _argument(node, 0, "input"), _argument(node, 2, "weight"), _argument(node, 3, "eps")
+    value = _value(x)
+    if len(_argument(node, 1, "normalized_shape")) != 1 or value is None:
         return None
-    eps = _argument(node, 3, "eps")
-    eps = torch.finfo(x.dtype).eps if eps is None else eps
-    return _Norm(node.args[0], _argument(node, 2, "weight"), None, eps, False)
+    number = torch.finfo(value.dtype).eps if eps is None else _number(eps)
+    return None if number is None else _Norm(x, weight, None, number, False)
 
 
 def _match_written_rms_norm(node: Node) -> _Norm | None:
@@ -371,12 +391,15 @@ def _match_written_rms_norm(node: Node) -> _Norm | None:
             if _name(root) != "rsqrt":
                 continue
             for mean, eps in _both_orders(root.args[0], "add"):
-                square = mean.args[0] if _name(mean) == "mean" and isinstance(eps, float) else None
+                square = mean.args[0] if _name(mean) == "mean" else None
                 wide, x = _value(h), _through(h, "to")
                 if square is None or not _is_square(square, h) or not _is_over_last(mean):
                     continue
-                if wide is not None and wide.dtype == torch.float32 and isinstance(weight, Node):
-                    return _Norm(x, weight, None, eps, False)
+                number = _number(eps)
+                if number is None or wide is None or not isinstance(weight, Node):
+                    continue
+                if wide.dtype == torch.float32:
+                    return _Norm(x, weight, None, number, False)
     return None
 
 

@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from .. import ops
+from .. import backends, ops
+from ..arrays import float_code, plain_address
+from ..linear import ACTIVATIONS
+from ..norm import _as_float32
 from ..packed import PackedWeight
 
 _octavo = torch.ops.octavo
@@ -22,7 +25,9 @@ def compile_graph(module: GraphModule) -> tuple[Callable[..., Sequence[Any]], li
     graph = module.graph
     pairs = _packed_weights([node for node in graph.nodes if node.target in _SHORT])
     for node in list(graph.nodes):
-        if node.target in _SHORT and all(weight in pairs for weight, _ in _weights(node)):
+        if node.target in _METHODS and not node.kwargs and isinstance(node.args[0], Node):
+            node.op, node.target = "call_method", _METHODS[node.target]
+        elif node.target in _SHORT and all(weight in pairs for weight, _ in _weights(node)):
             with graph.inserting_before(node):
                 new = graph.call_function(*_SHORT[node.target](node))
             node.replace_all_uses_with(new)
@@ -44,8 +49,8 @@ def _weights(node: Node) -> Iterator[tuple[Node, Node]]:
 
 
 def _packed_weights(nodes: list[Node]) -> dict[Node, Node]:
-    """The scales of the weights that are packed, for the CPU, and that only `nodes` use, with one scale; what a
-    node multiplies by comes here whole or not at all."""
+    """The scales of the weights that are packed, for the CPU, and that only `nodes` use, with one scale; all
+    that a node multiplies by, or nothing."""
     scales: dict[Node, set[Node]] = {}
     for node in nodes:
         for weight, scale in _weights(node):
@@ -110,10 +115,35 @@ def _product(
     activation: str | None,
     out_dtype: torch.dtype,
 ) -> Tensor:
-    result: Tensor = ops._scaled_int_mm(
-        a, a_scale, weight, None, bias, a_zero_point, activation, out_dtype
+    """scaled_int_mm of what _norm has made: nothing of it needs a check."""
+    n, k, buffer, scale = weight.operands
+    bias_address = 0 if bias is None else plain_address(bias, a)
+    if not backends.native or (bias is not None and not bias_address):
+        return ops._scaled_int_mm(a, a_scale, weight, None, bias, a_zero_point, activation, out_dtype)  # type: ignore[no-any-return]
+    y = a.new_empty((*a.shape[:-1], n), dtype=out_dtype)
+    assert scale is not None
+    backends._core.scaled_int_mm(
+        a.data_ptr(),
+        True,
+        a_scale.numel(),
+        n,
+        k,
+        k,
+        1,
+        a_scale.data_ptr(),
+        0 if a_zero_point is None else a_zero_point.data_ptr(),
+        buffer.data_ptr(),
+        buffer.shape[0],
+        scale.data_ptr(),
+        bias_address,
+        0 if bias is None else float_code(bias, "bias"),
+        ACTIVATIONS[activation],
+        y.data_ptr(),
+        float_code(y, "out"),
+        n,
+        backends.get_num_threads(),
     )
-    return result
+    return y
 
 
 def _product_of(node: Node) -> tuple[Any, tuple[Any, ...]]:
@@ -122,8 +152,50 @@ def _product_of(node: Node) -> tuple[Any, tuple[Any, ...]]:
     return _product, (a, a_scale, weight, bias, zero_point[0] if zero_point else None, *options)
 
 
+def _norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    eps: float,
+    centered: bool,
+    symmetric: bool,
+    normed: bool,
+) -> tuple[Tensor | None, ...]:
+    """norm_quantize, whose dtypes, shapes and eps have been checked when the graph was made."""
+    x_address = plain_address(x, x)
+    added_address = 0 if residual is None else plain_address(residual, x)
+    if not backends.native or not x_address or (residual is not None and not added_address):
+        return ops._norm_quantize(x, weight, bias, residual, eps, centered, symmetric, normed)
+    data, scale = x.new_empty(x.shape, dtype=torch.int8), x.new_empty(x.shape[:-1], dtype=torch.float32)
+    zero_point = None if symmetric else torch.empty_like(scale, dtype=torch.int32)
+    total = None if residual is None else torch.empty_like(x)
+    y = torch.empty_like(x) if normed else None
+    weight, bias = _as_float32(weight), _as_float32(bias)
+    backends._core.norm_quantize(
+        x_address,
+        float_code(x, "x"),
+        scale.numel(),
+        x.shape[-1],
+        x.shape[-1],
+        1,
+        added_address,
+        0 if total is None else total.data_ptr(),
+        0 if weight is None else weight.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
+        eps,
+        centered,
+        data.data_ptr(),
+        scale.data_ptr(),
+        0 if zero_point is None else zero_point.data_ptr(),
+        0 if y is None else y.data_ptr(),
+        backends.get_num_threads(),
+    )
+    return data, scale, zero_point, total, y
+
+
 def _norm_of(node: Node) -> tuple[Any, tuple[Any, ...]]:
-    return ops._norm_quantize, (*node.args, node.kwargs["symmetric"], node.kwargs["normed"])
+    return _norm, (*node.args, node.kwargs["symmetric"], node.kwargs["normed"])
 
 
 _SHORT: dict[Any, Callable[[Node], tuple[Any, tuple[Any, ...]]]] = {
@@ -131,4 +203,18 @@ _SHORT: dict[Any, Callable[[Node], tuple[Any, tuple[Any, ...]]]] = {
     _octavo.int8_linears.default: _linears_of,
     _octavo.scaled_int_mm.default: _product_of,
     _octavo.norm_quantize.default: _norm_of,
+}
+
+# A method of Tensor costs a third of a call of the same operator's overload.
+_METHODS = {
+    getattr(getattr(torch.ops.aten, name), overload): name
+    for name, overload in {
+        "add": "Tensor",
+        "expand": "default",
+        "mul": "Tensor",
+        "reshape": "default",
+        "transpose": "int",
+        "unsqueeze": "default",
+        "view": "default",
+    }.items()
 }
