@@ -13,7 +13,6 @@ from torch.fx import GraphModule, Node
 from .. import backends, ops
 from ..arrays import float_code, plain_address
 from ..linear import ACTIVATIONS
-from ..norm import _as_float32
 from ..packed import PackedWeight
 
 _octavo = torch.ops.octavo
@@ -171,7 +170,7 @@ def _norm(
     zero_point = None if symmetric else torch.empty_like(scale, dtype=torch.int32)
     total = None if residual is None else torch.empty_like(x)
     y = torch.empty_like(x) if normed else None
-    weight, bias = _as_float32(weight), _as_float32(bias)
+    weight, bias = _float32(weight), _float32(bias)
     backends._core.norm_quantize(
         x_address,
         float_code(x, "x"),
@@ -192,6 +191,10 @@ def _norm(
         backends.get_num_threads(),
     )
     return data, scale, zero_point, total, y
+
+
+def _float32(parameter: Tensor | None) -> Tensor | None:
+    return None if parameter is None else parameter.to(torch.float32).contiguous()
 
 
 def _norm_of(node: Node) -> tuple[Any, tuple[Any, ...]]:
