@@ -97,7 +97,8 @@ void bind_elementwise(py::module_& m) {
 void bind_norm(py::module_& m) {
   m.def("norm_quantize", [](Address x, int x_dtype, int64_t rows, int64_t cols, int64_t row_stride,
                             int64_t col_stride, Address residual, Address sum, Address weight, Address bias,
-                            float eps, bool centered, Address data, Address scale, int threads) {
+                            float eps, bool centered, Address data, Address scale, Address zero_point,
+                            Address normed, int threads) {
     check(!residual || sum || rows * cols == 0, "sum", "an address beside a residual", 0);
     const NormArgs args = {{at<const void>(x), float_dtype_of(x_dtype), rows, cols, row_stride, col_stride},
                            at<const void>(residual),
@@ -107,7 +108,9 @@ void bind_norm(py::module_& m) {
                            eps,
                            centered,
                            at<int8_t>(data),
-                           at<float>(scale)};
+                           at<float>(scale),
+                           at<int32_t>(zero_point),
+                           at<void>(normed)};
     const py::gil_scoped_release release;
     norm_quantize(args, threads);
   });

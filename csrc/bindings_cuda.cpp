@@ -165,8 +165,10 @@ void bind_elementwise(py::module_& m) {
 void bind_norm(py::module_& m) {
   m.def("norm_quantize", [](Address x, int x_dtype, int64_t rows, int64_t cols, int64_t row_stride,
                             int64_t col_stride, Address residual, Address sum, Address weight, Address bias,
-                            float eps, bool centered, Address data, Address scale, const Where& where) {
+                            float eps, bool centered, Address data, Address scale, Address zero_point,
+                            Address normed, const Where& where) {
     check(!residual || sum || rows * cols == 0, "sum", "an address beside a residual", 0);
+    check(!zero_point && !normed, "zero_point, normed", "none on a device", 1);
     const Call call(where);
     const py::gil_scoped_release release;
     norm_quantize(call, {{at<const void>(x), float_dtype_of(x_dtype), rows, cols, row_stride, col_stride},
@@ -177,7 +179,9 @@ void bind_norm(py::module_& m) {
                          eps,
                          centered,
                          at<int8_t>(data),
-                         at<float>(scale)});
+                         at<float>(scale),
+                         nullptr,
+                         nullptr});
   });
 }
 

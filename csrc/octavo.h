@@ -77,10 +77,11 @@ struct NormRow {
   float eps;
   bool centered;
   int64_t cols;
+  void* normed;
 };
 
 struct NormKernels {
-  // Writes sum, and y [cols]: the row, normalized. Returns the largest magnitude of y as QuantizeKernels::max_bits.
+  // Writes sum, normed, and y [cols]: the row, normalized. Returns the largest magnitude of y as QuantizeKernels::max_bits.
   uint32_t (*normalize)(const NormRow& row, float* y);
 };
 
@@ -258,8 +259,10 @@ struct NormArgs {
   const float* bias;     // [cols], or nullptr
   float eps;
   bool centered;
-  int8_t* data;  // contiguous [rows, cols]
-  float* scale;  // [rows]
+  int8_t* data;         // contiguous [rows, cols]
+  float* scale;         // [rows]
+  int32_t* zero_point;  // [rows]; nullptr: symmetric
+  void* normed;         // where y goes, rounded once to x's dtype, contiguous [rows, cols]; or nullptr
 };
 void norm_quantize(const NormArgs& args, int threads);
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import octavo
 from octavo import reference
+from octavo.norm import NORM_RESULTS
 from strategies import (
     FLOATS,
     assert_close_ulp,
@@ -110,11 +111,11 @@ def check_nonfinite(on: Adapter, data) -> None:
 
 
 def check_norm(on: Adapter, data) -> None:
-    x, args = data.draw(norm_arguments())
+    x, args = data.draw(norm_arguments(on_device=True))
     expected = reference.norm_quantize(x, **args)
     there = {k: on.put(v) if isinstance(v, np.ndarray) else v for k, v in args.items()}
     actual = normalize(on.put(x), **there)
-    for name, got, want in zip(("data", "scale", "sum"), actual, expected, strict=True):
+    for name, got, want in zip(NORM_RESULTS, actual, expected, strict=True):
         on.assert_same(got, want, name)
 
 

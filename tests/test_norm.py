@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import guard
 import octavo
 from octavo import reference
+from octavo.norm import NORM_RESULTS
 from strategies import (
     BF16,
     FLOATS,
@@ -35,22 +36,26 @@ lengths = st.one_of(sizes, st.sampled_from([511, 513, 1000, 1023, 1024, 1025, 11
 EPS = (0.0, 2.0**-126, 1e-12, 1e-6, 1e-5, 0.1, 1e30)
 
 
-def normalize(x, weight=None, bias=None, residual=None, eps=1e-6, centered=False, out=None):
-    """The public function: (data, scale, sum) as the reference gives them."""
+def normalize(x, weight=None, bias=None, residual=None, eps=1e-6, centered=False, symmetric=True,
+              normed=False, out=None):  # fmt: skip
+    """The public function: NORM_RESULTS as the reference gives them."""
+    args = {"eps": eps, "residual": residual, "symmetric": symmetric, "normed": normed, "out": out}
     if centered:
-        found = octavo.layer_norm_quantize(x, weight, bias, eps=eps, residual=residual, out=out)
+        found = octavo.layer_norm_quantize(x, weight, bias, **args)
     else:
         assert bias is None
-        found = octavo.rms_norm_quantize(x, weight, eps=eps, residual=residual, out=out)
-    quantized, total = (found, None) if residual is None else found
+        found = octavo.rms_norm_quantize(x, weight, **args)
+    quantized, *more = (found,) if isinstance(found, octavo.Quantized) else found
     assert isinstance(quantized, octavo.Quantized)
-    assert quantized.zero_point is None
-    return quantized.data, quantized.scale, total
+    total = more.pop(0) if residual is not None else None
+    y = more.pop() if normed else None
+    assert not more
+    return *quantized, total, y
 
 
 @st.composite
 def norm_arguments(draw, shape=None, flavours=("normal", "special", "one special", "zeros", "constant",
-                                               "huge", "tiny", "wide", "ties")):  # fmt: skip
+                                               "huge", "tiny", "wide", "ties"), on_device=False):  # fmt: skip
     """x and the keyword arguments of reference.norm_quantize."""
     x = draw(float_arrays(shapes(last=lengths) if shape is None else shape, flavours=flavours))
     args = {"eps": draw(st.sampled_from(EPS)), "centered": draw(st.booleans())}
@@ -61,11 +66,13 @@ def norm_arguments(draw, shape=None, flavours=("normal", "special", "one special
         args["bias"] = draw(parameter)
     if draw(st.booleans()):
         args["residual"] = draw(float_arrays(x.shape, ["bfloat16" if x.dtype == BF16 else x.dtype.name]))
+    if not on_device:
+        args |= {"symmetric": draw(st.booleans()), "normed": draw(st.booleans())}
     return x, args
 
 
 def assert_all_same(actual, expected, label=""):
-    for name, got, want in zip(("data", "scale", "sum"), actual, expected, strict=True):
+    for name, got, want in zip(NORM_RESULTS, actual, expected, strict=True):
         assert_same(got, want, f"{name}, {label}")
 
 
@@ -79,7 +86,10 @@ def test_the_reference_is_the_definition(k, centered):
     rng = np.random.default_rng(k)
     x, residual = (rng.standard_normal((2, k)).astype(np.float16) for _ in range(2))
     weight, bias = (rng.standard_normal(k).astype(f32) for _ in range(2))
-    data, scale, total = reference.norm_quantize(x, weight, bias, residual, 1e-3, centered)
+    data, scale, _, total, normed = reference.norm_quantize(
+        x, weight, bias, residual, 1e-3, centered, normed=True
+    )
+    shifted = reference.norm_quantize(x, weight, bias, residual, 1e-3, centered, symmetric=False)
 
     def row_sum(values):
         lanes = [f32(0)] * 1024
@@ -102,6 +112,9 @@ def test_the_reference_is_the_definition(k, centered):
         expected = reference.quantize(y)
         assert_same(data[row], expected[0])
         assert_same(scale[row : row + 1], np.array([expected[1]]))
+        assert_same(normed[row], y.astype(np.float16))
+        for got, want in zip(shifted[:3], reference.quantize(y, symmetric=False), strict=True):
+            assert_same(np.atleast_1d(got[row]), np.atleast_1d(want))
 
 
 def test_by_hand():
@@ -125,7 +138,7 @@ def test_it_is_as_accurate_as_eight_bits_can_be(k, dtype, centered):
     if centered:
         wide = wide - wide.mean(-1, keepdims=True)
     exact = wide / np.sqrt((wide**2).mean(-1, keepdims=True) + 1e-6) * weight + bias
-    data, scale, _ = normalize(x, weight, bias if centered else None, centered=centered)
+    data, scale, *_ = normalize(x, weight, bias if centered else None, centered=centered)
     step = np.abs(exact).max(-1, keepdims=True) / 127
     assert np.abs(data * scale[:, None].astype(np.float64) - exact).max() <= 0.5002 * step.max()
     np.testing.assert_allclose(scale[:, None], step, rtol=2e-6)
@@ -148,20 +161,24 @@ def test_norm_quantize(arguments):
 def test_into_out(arguments, pad, in_place):
     x, args = arguments
     expected = reference.norm_quantize(x, **args)
-    count = 2 if args.get("residual") is None else 3
 
     def into():
-        outs = [poisoned(part.shape, part.dtype, pad * (i != 1)) for i, part in enumerate(expected[:count])]
+        outs = {
+            name: poisoned(part.shape, part.dtype, pad * (part.ndim == x.ndim))
+            for name, part in zip(NORM_RESULTS, expected, strict=True)
+            if part is not None
+        }
         given = dict(args)
-        if count == 3 and in_place:
-            given["residual"] = outs[2]
-            outs[2][...] = args["residual"]
-        return outs, normalize(x, **given, out=tuple(outs))
+        if "sum" in outs and in_place:
+            given["residual"] = outs["sum"]
+            outs["sum"][...] = args["residual"]
+        found = dict(zip(NORM_RESULTS, normalize(x, **given, out=tuple(outs.values())), strict=True))
+        return outs, found
 
     for label, (outs, returned) in on_every_isa(into, threads=(1, 2)):
-        assert_all_same(returned, expected, label)
-        for out, got in zip(outs, returned, strict=False):
-            assert got is out, label
+        assert_all_same(returned.values(), expected, label)
+        for name, out in outs.items():
+            assert returned[name] is out, label
 
 
 @settings(max_examples=40)
@@ -174,7 +191,7 @@ def test_a_row_does_not_depend_on_the_others(arguments):
             alone = normalize(
                 x[i : i + 1], residual=None if residual is None else residual[i : i + 1], **args
             )
-            for got, want in zip(alone, whole, strict=True):
+            for got, want in zip(alone, whole, strict=True):  # None for what is not there
                 assert_same(got, want if want is None else want[i : i + 1], label)
 
 
@@ -185,7 +202,8 @@ def test_large_arrays(shape):
     x, residual = rng.standard_normal((2, *shape), dtype=f32)
     x[0, 0], x[-1, -1] = np.nan, 99.0
     weight = rng.standard_normal(shape[-1], dtype=f32)
-    for args in ({"weight": weight}, {"residual": residual, "centered": True, "bias": weight}):
+    more = {"residual": residual, "centered": True, "bias": weight, "symmetric": False, "normed": True}
+    for args in ({"weight": weight}, more):
         expected = reference.norm_quantize(x, **args)
         for label, actual in on_every_isa(lambda a=args: normalize(x, **a), threads=(1, 3)):
             assert_all_same(actual, expected, label)
@@ -218,13 +236,14 @@ def test_nothing_outside_the_arrays_is_touched(dtype, side):
         weight, bias = (guard.copy(p, side) for p in parameters)
         for centered in (False, True):
             args = {"weight": weight, "bias": bias if centered else None, "centered": centered}
-            expected = reference.norm_quantize(x, **args, residual=residual)
+            full = {"symmetric": False, "normed": True}
+            expected = reference.norm_quantize(x, **args, residual=residual, **full)
             outs = [guard.empty(part.shape, part.dtype, side) for part in expected]
             for isa in isas():
                 for source in guarded:
                     with running(isa):
                         actual = normalize(
-                            source, **args, residual=guard.copy(residual, side), out=tuple(outs)
+                            source, **args, **full, residual=guard.copy(residual, side), out=tuple(outs)
                         )
                         assert_all_same(actual, expected, isa)
                         normalize(source, **args, out=tuple(outs[:2]))
@@ -234,16 +253,19 @@ def test_nothing_outside_the_arrays_is_touched(dtype, side):
 @pytest.mark.parametrize("centered", [False, True])
 def test_empty(shape, centered):
     x = np.zeros(shape, f32)
-    for label, (data, scale, total) in on_every_isa(lambda: normalize(x, residual=x, centered=centered)):
+    more = {"residual": x, "centered": centered, "symmetric": False, "normed": True}
+    for label, (data, scale, zero_point, total, y) in on_every_isa(lambda: normalize(x, **more)):
         assert_same(data, np.zeros(shape, np.int8), label)
         assert_same(np.asarray(scale), np.ones(shape[:-1], f32), label)
+        assert_same(np.asarray(zero_point), np.zeros(shape[:-1], np.int32), label)
         assert_same(total, x, label)
+        assert_same(y, x, label)
 
 
 def test_a_row_that_is_not_finite_follows_from_the_arithmetic():
     x = np.ones((4, 40), f32)
     x[0, 7], x[1, 7], x[2] = np.inf, np.nan, 3e38  # the square of 3e38 is Inf, and r 0
-    for label, (data, scale, _) in on_every_isa(lambda: normalize(x)):
+    for label, (data, scale, *_) in on_every_isa(lambda: normalize(x)):
         assert not data[:3].any(), label
         assert scale[:3].tolist() == [1, 1, 1], label
         assert (data[3] == 127).all(), label
@@ -289,6 +311,7 @@ def test_opcheck(dtype, layout):
         x, residual, weight, bias = tensors(*shape, dtype=dtype, layout=layout)
         torch.library.opcheck(op, (x.requires_grad_(), weight.requires_grad_()))
         torch.library.opcheck(op, (x, weight, bias.to(x.dtype), residual, 1e-5, True))
+        torch.library.opcheck(op, (x, weight), {"symmetric": False, "normed": True})
     assert torch.Tag.pt2_compliant_tag in op.tags
 
 
@@ -301,7 +324,8 @@ def test_compiled_functions_equal_eager_ones(backend):
     def run(x, residual, weight, bias, data, scale):
         quantized, total = octavo.rms_norm_quantize(x, weight, residual=residual, eps=1e-5)
         other, _ = octavo.layer_norm_quantize(x, weight, bias, residual=residual, out=(data, scale, residual))
-        return *octavo.rms_norm_quantize(x)[:2], *quantized[:2], total, *other[:2]
+        third, y = octavo.rms_norm_quantize(x, symmetric=False, normed=True)
+        return *octavo.rms_norm_quantize(x)[:2], *quantized[:2], total, *other[:2], *third, y
 
     x, residual, weight, bias = tensors(6, 40)
     outs = torch.empty(6, 40, dtype=torch.int8), torch.empty(6)

@@ -27,6 +27,24 @@ const char* contiguous_row(const FloatRows& x, int64_t row, char* gathered) {
   return gathered;
 }
 
+// Quantizes the row y, of which `top` are the max_bits.
+void quantize_row(const NormArgs& args, int64_t row, const float* y, uint32_t top, bool streaming) {
+  const int64_t cols = args.x.cols;
+  int8_t* data = args.data + row * cols;
+  if (!args.zero_point) {
+    args.scale[row] =
+        quantize_symmetric({y, DType::f32, 1, cols, cols, 1}, 0, 0, cols, top, 0, data, streaming);
+    return;
+  }
+  Range range = {0.0f, 0.0f};
+  kernels().quantize->range(y, DType::f32, nullptr, cols, &range);
+  const Affine affine = asymmetric_affine(range.lo, range.hi);
+  const auto zero = static_cast<float>(affine.zero_point);
+  kernels().quantize->quantize(y, DType::f32, nullptr, cols, affine.inv, zero, -128.0f, 0, data);
+  args.scale[row] = affine.scale;
+  args.zero_point[row] = affine.zero_point;
+}
+
 }  // namespace
 
 void norm_quantize(const NormArgs& args, int threads) {
@@ -35,8 +53,8 @@ void norm_quantize(const NormArgs& args, int threads) {
   const bool streaming = x.rows * cols >= kStreamBytes;
   const bool stream_sum = streaming && args.sum != args.residual;
   auto body = [&](int64_t begin, int64_t end) {
-    auto* y = static_cast<float*>(scratch(Slot::rows, cols * 4 + 2 * bytes));
-    char *gathered = reinterpret_cast<char*>(y + cols), *summed = gathered + bytes;
+    auto* y = static_cast<float*>(scratch(Slot::rows, cols * 4 + 3 * bytes));
+    char *gathered = reinterpret_cast<char*>(y + cols), *summed = gathered + bytes, *rounded = summed + bytes;
     for (int64_t row = begin; row < end; ++row) {
       const char* residual = static_cast<const char*>(args.residual);
       char* sum = static_cast<char*>(args.sum);
@@ -44,6 +62,8 @@ void norm_quantize(const NormArgs& args, int threads) {
         residual += row * bytes;
         sum += row * bytes;
       }
+      char* normed = static_cast<char*>(args.normed);
+      if (normed) normed += row * bytes;
       const NormRow each = {contiguous_row(x, row, gathered),
                             x.dtype,
                             residual,
@@ -52,11 +72,12 @@ void norm_quantize(const NormArgs& args, int threads) {
                             args.bias,
                             args.eps,
                             args.centered,
-                            cols};
+                            cols,
+                            normed && streaming ? rounded : normed};
       const uint32_t top = kernels().norm->normalize(each, y);
       if (stream_sum) stream_copy(sum, summed, bytes);
-      args.scale[row] = quantize_symmetric({y, DType::f32, 1, cols, cols, 1}, 0, 0, cols, top, 0,
-                                           args.data + row * cols, streaming);
+      if (normed && streaming) stream_copy(normed, rounded, bytes);
+      quantize_row(args, row, y, top, streaming);
     }
     if (streaming) stream_fence();
   };

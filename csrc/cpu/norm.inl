@@ -79,12 +79,14 @@ uint32_t normalize_row(const NormRow& row, float* y) {
   }
   const F32 r = set1(1.0f / __builtin_sqrtf(squares / n + row.eps));
   const float *weight = row.weight, *bias = row.bias;
+  auto* normed = static_cast<T*>(row.normed);
   I32 top = set1(0);
   for_vectors(row.cols, [&](int64_t i, int lanes) {
     F32 v = mul(sub(load_lanes(h + i, lanes), mean), r);
     if (weight) v = mul(v, load_lanes(weight + i, lanes));
     if (bias) v = add(v, load_lanes(bias + i, lanes));
     store_lanes(y + i, v, lanes);
+    if (normed) store_lanes(normed + i, v, lanes);
     top = max(top, magnitude_bits(first_lanes_of(v, lanes)));
   });
   return reduce_max(top);

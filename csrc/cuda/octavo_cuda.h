@@ -15,7 +15,7 @@ namespace cuda {
 void quantize(const Context& c, const QuantizeArgs& args);
 void dequantize(const Context& c, const DequantizeArgs& args);
 NonFinite count_nonfinite(const Context& c, const FloatRows& x);  // waits
-void norm_quantize(const Context& c, const NormArgs& args);
+void norm_quantize(const Context& c, const NormArgs& args);       // without zero_point and normed
 
 // ---- select.cu ----
 // The drivers of octavo.h, whose results stay on the device: what comes next on the stream reads them there.

@@ -68,6 +68,8 @@ def norm_quantize(
     centered: bool,
     data: int,
     scale: int,
+    zero_point: int,
+    normed: int,
     threads: int,
 ) -> None: ...
 def magnitude_select(segments: list[tuple[int, int, int]], k: int, threads: int) -> tuple[int, int]: ...

@@ -70,6 +70,8 @@ def norm_quantize(
     centered: bool,
     data: int,
     scale: int,
+    zero_point: int,
+    normed: int,
     where: Where,
 ) -> None: ...
 

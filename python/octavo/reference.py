@@ -147,8 +147,11 @@ def norm_quantize(
     residual: Array | None = None,
     eps: float = 1e-6,
     centered: bool = False,
-) -> tuple[Array, Array, Array | None]:
-    """(data, scale, sum): the normalized rows of x, or of sum = x + residual, quantized."""
+    symmetric: bool = True,
+    normed: bool = False,
+) -> tuple[Array, Array, Array | None, Array | None, Array | None]:
+    """(data, scale, zero_point, sum, normed): the normalized rows of x, or of sum = x + residual, quantized,
+    and if wanted in x's dtype."""
     with _quiet():
         total = None if residual is None else (_f32(x) + _f32(residual)).astype(x.dtype)
         h = _f32(x if total is None else total)
@@ -161,8 +164,7 @@ def norm_quantize(
             y = y * _f32(weight)
         if bias is not None:
             y = y + _f32(bias)
-        data, scale, _ = quantize(y)
-        return data, scale, total
+        return *quantize(y, symmetric=symmetric), total, y.astype(x.dtype) if normed else None
 
 
 def _row_sum(v: Array) -> Array:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from . import ops
 from .arrays import FLOATS
-from .norm import check_norm, check_norm_outs
+from .norm import NORM_RESULTS, check_norm, check_norm_outs
 from .quantization import Quantized, _grouping, _seed
 from .selection import _check_units, _number, _selection
 from .torch_convolution import int8_conv2d
@@ -184,9 +184,12 @@ def dequantize(
 # ---- normalization ----
 
 
-def _norm_quantize(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    data, scale, total = ops._norm_quantize(x, *arguments)
-    return data, scale, x.new_empty(0) if total is None else total
+def _norm_quantize(x: Tensor, *arguments: Any, **more: Any) -> tuple[Tensor, ...]:
+    found = ops._norm_quantize(x, *arguments, **more)
+    return tuple(
+        x.new_empty(0, dtype=torch.int32 if name == "zero_point" else x.dtype) if each is None else each
+        for name, each in zip(NORM_RESULTS, found, strict=True)
+    )
 
 
 def _norm_quantize_fake(
@@ -196,18 +199,26 @@ def _norm_quantize_fake(
     residual: Tensor | None = None,
     eps: float = 1e-6,
     centered: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
-    check_norm(x, weight, bias, residual, eps)
+    *,
+    symmetric: bool = True,
+    normed: bool = False,
+) -> tuple[Tensor, ...]:
+    check_norm(x, weight, bias, residual, eps, symmetric, normed)
+    rows = x.shape[:-1]
     return (
         x.new_empty(x.shape, dtype=torch.int8),
-        x.new_empty(x.shape[:-1], dtype=torch.float32),
+        x.new_empty(rows, dtype=torch.float32),
+        x.new_empty((0,) if symmetric else rows, dtype=torch.int32),
         x.new_empty((0,) if residual is None else x.shape),
+        x.new_empty(x.shape if normed else (0,)),
     )
 
 
+# Returns NORM_RESULTS; what is not there is empty.
 norm_quantize_op = _define(
     "norm_quantize(Tensor x, Tensor? weight=None, Tensor? bias=None, Tensor? residual=None, "
-    "float eps=1e-6, bool centered=False) -> (Tensor, Tensor, Tensor)",
+    "float eps=1e-6, bool centered=False, *, bool symmetric=True, bool normed=False) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _norm_quantize_fake,
     _norm_quantize,
     _no_gradient,
@@ -222,21 +233,24 @@ def norm_quantize(
     residual: Tensor | None,
     eps: float,
     centered: bool,
+    symmetric: bool,
+    normed: bool,
     out: tuple[Tensor, ...] | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     inputs = {"x": x, "weight": weight, "bias": bias, "residual": residual}
     _check_kinds(**inputs)
-    found: tuple[Tensor, Tensor, Tensor] = norm_quantize_op(*inputs.values(), eps, centered)
+    found: tuple[Tensor, ...] = norm_quantize_op(
+        *inputs.values(), eps, centered, symmetric=symmetric, normed=normed
+    )
     if out is None:
         return found
-    dtypes = check_norm(x, weight, bias, residual, eps, out)
+    dtypes = check_norm(x, weight, bias, residual, eps, symmetric, normed, out)
     if not torch.compiler.is_compiling() and all(type(each) is Tensor for each in out):
         check_norm_outs(out, dtypes, inputs)
-    filled = [
-        _fill(each, f"out[{i}]", result)
-        for i, (each, result) in enumerate(zip(out, found[: len(dtypes)], strict=True))
-    ]
-    return filled[0], filled[1], filled[-1]
+    results = dict(zip(NORM_RESULTS, found, strict=True))
+    for i, (each, name) in enumerate(zip(out, dtypes, strict=True)):
+        results[name] = _fill(each, f"out[{i}]", results[name])
+    return tuple(results.values())
 
 
 # ---- pruning ----

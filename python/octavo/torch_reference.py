@@ -126,7 +126,9 @@ def norm_quantize(
     residual: Tensor | None = None,
     eps: float = 1e-6,
     centered: bool = False,
-) -> tuple[Tensor, Tensor, Tensor | None]:
+    symmetric: bool = True,
+    normed: bool = False,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
     h, total = x.contiguous().to(torch.float32), None
     if residual is not None:
         total = (h + residual.contiguous().to(torch.float32)).to(x.dtype)
@@ -141,8 +143,7 @@ def norm_quantize(
         y = y * weight.to(torch.float32)
     if bias is not None:
         y = y + bias.to(torch.float32)
-    data, scale, _ = quantize(y)
-    return data, scale, total
+    return *quantize(y, symmetric=symmetric), total, y.to(x.dtype) if normed else None
 
 
 def _row_mean(v: Tensor) -> Tensor:

@@ -17,6 +17,8 @@ from .configs import Int8Dynamic, Int8Static, Int8WeightOnly
 from .conv import Int8Conv2d
 from .convert import quantize_
 from .embedding import Int8Embedding, Int8EmbeddingBag
+from .fusion import fuse_, fusions, unfuse_
+from .fusion_patterns import Fusion
 from .linear import Int8Linear
 from .static import Int8StaticLinear
 from .training import FakeQuantizedConv2d, FakeQuantizedLinear, convert_qat_, prepare_qat_
@@ -25,6 +27,7 @@ from .weight_only import Int8WeightOnlyLinear
 __all__ = [
     "FakeQuantizedConv2d",
     "FakeQuantizedLinear",
+    "Fusion",
     "Int8Conv2d",
     "Int8Dynamic",
     "Int8Embedding",
@@ -42,8 +45,11 @@ __all__ = [
     "RatioUnstructured",
     "ThresholdUnstructured",
     "convert_qat_",
+    "fuse_",
+    "fusions",
     "l1_unstructured",
     "prepare_qat_",
     "prune_model_",
     "quantize_",
+    "unfuse_",
 ]
