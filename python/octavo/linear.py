@@ -126,7 +126,7 @@ def int8_linear(
     list, or for lists of other lengths.
     """
     if type(weight) is not PackedWeight:
-        if isinstance(weight, list | tuple) and not isinstance(weight, Quantized):
+        if isinstance(weight, (list, tuple)) and not isinstance(weight, Quantized):
             return _shared_int8_linear(x, weight, bias, activation, out_dtype, out)
         weight = _pack_operand(weight)
     if type(x) is not np.ndarray and needs_dispatcher(x, bias):
@@ -258,7 +258,7 @@ def _shared_int8_linear(
 def _one_for_each(value: Any, name: str, count: int) -> list[Any]:
     if value is None:
         return [None] * count
-    if not isinstance(value, list | tuple):
+    if not isinstance(value, (list, tuple)):
         raise TypeError(
             f"{name}: expected a list with one for each of {count} weights, got {type(value).__name__}"
         )

@@ -179,9 +179,9 @@ def check_norm(
         check_dtype(residual, "residual", name)
         check_shape(residual, "residual", tuple(x.shape))
         dtypes.append(name)
-    if out is not None and (not isinstance(out, tuple | list) or len(out) != len(dtypes)):
+    if out is not None and (not isinstance(out, (tuple, list)) or len(out) != len(dtypes)):
         expected = "(data, scale)" if residual is None else "(data, scale, sum)"
-        got = f"{len(out)} arrays" if isinstance(out, tuple | list) else type(out).__name__
+        got = f"{len(out)} arrays" if isinstance(out, (tuple, list)) else type(out).__name__
         raise TypeError(f"out: expected {expected}, got {got}")
     return dtypes
 

@@ -57,7 +57,7 @@ def _fill_quantized(out: Tensor | tuple[Tensor, ...], found: Quantized, **inputs
     if isinstance(out, Tensor):
         return found._replace(data=_fill(out, "out", found.data, **inputs))
     parts = [part for part in found if part is not None]
-    if not isinstance(out, list | tuple) or len([each for each in out if each is not None]) != len(parts):
+    if not isinstance(out, (list, tuple)) or len([each for each in out if each is not None]) != len(parts):
         raise TypeError(f"out: expected a tuple of {len(parts)} arrays, got {out!r}")
     filled = [_fill(out[i], f"out[{i}]", part, **inputs) for i, part in enumerate(parts)]
     return Quantized(*filled)

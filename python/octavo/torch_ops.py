@@ -90,7 +90,7 @@ def quantize(
     nonfinite: str = "clamp",
     out: Tensor | tuple[Tensor, ...] | None = None,
 ) -> Quantized:
-    if isinstance(scale, float | int):
+    if isinstance(scale, (float, int)):
         scale = torch.full((), scale, dtype=torch.float32, device=x.device)
     if isinstance(zero_point, int):
         zero_point = torch.full((), zero_point, dtype=torch.int32, device=x.device)
@@ -284,7 +284,7 @@ def prune_masks(
     masks: list[Tensor] = prune_masks_op(list(ws), **_numbers(selection))
     if out is None:
         return masks
-    if not isinstance(out, list | tuple) or len(out) != len(ws):
+    if not isinstance(out, (list, tuple)) or len(out) != len(ws):
         raise TypeError(f"out: expected a sequence of {len(ws)} arrays, got {type(out).__name__}")
     return [
         _fill(each, f"out[{i}]", mask, w=w)
@@ -321,7 +321,7 @@ def prune_quantize(
     found = Quantized(data, scale)
     if out is None:
         return found, mask
-    if not isinstance(out, list | tuple) or len(out) != 3:
+    if not isinstance(out, (list, tuple)) or len(out) != 3:
         raise TypeError("out: expected (data, scale, mask)")
     return _fill_quantized(tuple(out[:2]), found, w=w), _fill(out[2], "out[2]", mask, w=w)
 
