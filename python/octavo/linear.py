@@ -84,7 +84,7 @@ def pack_weight(weight: Array, scale: Array | None = None, *, layout: str = "aut
             raise ValueError("scale: expected None with a float weight, which is quantized here, got a scale")
         weight, scale, _ = quantize(weight)
     elif dtype_name(weight.dtype) == "int8":
-        scale = check_scale(scale, "scale", n)
+        check_scale(scale, "scale", n)
         scale = None if scale is None else copy_contiguous(scale).reshape(n)
     else:
         raise TypeError(f"weight: expected dtype int8 or a float dtype, got {dtype_name(weight.dtype)}")
@@ -470,7 +470,8 @@ def _operand(
         n, k = weight.shape
         if k > MAX_K:
             raise ValueError(f"weight{at}: expected K <= {MAX_K}, for exact int32 sums, got {k}")
-    return n, k, weight, check_scale(weight_scale, "weight_scale" + at, n)
+    check_scale(weight_scale, "weight_scale" + at, n)
+    return n, k, weight, None if weight_scale is None else contiguous(weight_scale)
 
 
 def _shape_on_device(weight: Array, scale: Array | None, x: Array, at: str) -> tuple[int, int]:

@@ -325,6 +325,15 @@ def magnitude_threshold(w: Array | Sequence[Array], sparsity: float) -> float:
     w: a float array, or a list or tuple of them taken as one; sparsity in [0, 1]. NaN counts as larger than
     Inf. A contiguous copy is made of a w that is not C-contiguous. On a device, the call waits for it.
     """
+    if type(w) is not np.ndarray and needs_dispatcher(*_flat(w)):
+        from . import torch_ops
+
+        return torch_ops.magnitude_threshold(_flat(w), sparsity)
+    return _magnitude_threshold(w, sparsity)
+
+
+def _magnitude_threshold(w: Array | Sequence[Array], sparsity: float) -> float:
+    """magnitude_threshold, without torch's dispatcher."""
     ws = _flat(w)
     names = _names("w", ws, isinstance(w, (list, tuple)))
     kind_of(**dict(zip(names, ws, strict=True)))
@@ -359,10 +368,9 @@ def prune(w: Array | Sequence[Array], *, out: Array | Sequence[Array] | None = N
         _check_out_list(out, ws)
     outs: list[Array] | None = None if out is None else list(out) if many else [out]
     if needs_dispatcher(*ws):
-        masks = _flat(prune_mask(w, **arguments))
-        from .torch_reference import apply_mask  # torch's own operations: they have a gradient and trace
+        from . import torch_ops
 
-        results = [apply_mask(each, mask) for each, mask in zip(ws, masks, strict=True)]
+        results = torch_ops.prune(ws, **arguments)
         if outs is not None:
             from .torch_library import _fill
 

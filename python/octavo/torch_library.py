@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree
 
 from .arrays import as_dtype_name, check_out, dtype_name, kind_of
-from .quantization import Quantized
+from .quantization import Quantized, _grouping
+
+with contextlib.suppress(AttributeError):  # the one way to say how torch.export.save writes a NamedTuple
+    _pytree._register_namedtuple(Quantized, serialized_type_name="octavo.Quantized")
 
 _library = torch.library.Library("octavo", "DEF")  # type: ignore[no-untyped-call]
 
@@ -40,6 +45,17 @@ def _no_gradient(ctx: Any, inputs: tuple[Any, ...], output: Any, keyword_only_in
 def _none(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
     count: int = ctx.arguments
     return (None,) * count
+
+
+def _quantize_fake(
+    x: Tensor, granularity: str = "row", group_size: int | None = None, symmetric: bool = True, *_: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    shape = _grouping(x, granularity, group_size)[0]
+    return (
+        x.new_empty(x.shape, dtype=torch.int8),
+        x.new_empty(shape, dtype=torch.float32),
+        x.new_empty((0,) if symmetric else shape, dtype=torch.int32),
+    )
 
 
 def _dtype(dtype: Any, name: str, allowed: Sequence[str]) -> torch.dtype:

@@ -402,7 +402,8 @@ def unpack_weight(packed: Tensor, n: int, k: int, layout: str) -> Tensor:
         else:
             lines = part(rows * cols, torch.int8)
         padded = lines.reshape(rows // 16, cols // 4, 16, 4).transpose(1, 2)
-    return padded.reshape(rows, cols)[:n, :k].contiguous()
+    weight = padded.reshape(rows, cols)[:n, :k]
+    return weight.clone(memory_format=torch.contiguous_format)  # no view of packed, even if empty
 
 
 def apply_mask(w: Tensor, mask: Tensor) -> Tensor:
