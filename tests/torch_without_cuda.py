@@ -1,6 +1,6 @@
 """Makes a CUDA build of PyTorch importable without the CUDA libraries that it links to, for tests on the CPU.
 
-    python tests/torch_without_cuda.py SITE_PACKAGES
+It changes the torch of the environment that runs it.
 
 PyPI has the older versions of torch for x86-64 as a CUDA build only, and its CUDA libraries are 3 GB more.
 Without a GPU it computes nothing with them, but the loader wants each library, symbol and version. One
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 
@@ -20,8 +20,8 @@ _LIBRARY = re.compile(r"lib(?:cu|nccl|nv).*\.so\.\d+")
 _NO_DEVICE = 100  # cudaErrorNoDevice
 
 
-def stand_in(site_packages: Path) -> None:
-    folder = site_packages / "torch/lib"  # the last of torch's run paths
+def stand_in(folder: Path) -> None:
+    """folder: torch/lib, the last of the run paths of what is in it."""
     symbols, libraries = dict[str, str](), set[str]()  # by name, the version that is asked for, or ""
     for each in folder.glob("*.so"):
         found = _found(r"^ +U ([^@\s]+)@?(\S*)", "nm", "-D", "--undefined-only", each)
@@ -52,4 +52,4 @@ def _found(pattern: str, *command: str | Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    stand_in(Path(sys.argv[1]))
+    stand_in(Path(sysconfig.get_path("platlib")) / "torch/lib")
