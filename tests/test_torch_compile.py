@@ -12,6 +12,8 @@ torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
 
+import octavo.torch_ops  # noqa: E402
+
 COLS = 16
 WEIGHT = torch.randn(5, COLS, generator=torch.Generator().manual_seed(0))
 PACKED = octavo.pack_weight(WEIGHT)

@@ -14,6 +14,8 @@ torch = pytest.importorskip("torch")
 
 from torch._dynamo.testing import CompileCounterWithBackend  # noqa: E402
 
+import octavo.torch_ops  # noqa: E402
+
 op = torch.ops.octavo
 ACTIVATIONS = (None, "relu", "gelu", "gelu_tanh", "silu")
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -302,6 +304,26 @@ def test_pruned_weights_get_no_gradient_where_they_are_zero():
     pruned.sum().backward()
     assert torch.equal(w.grad.bool(), octavo.prune_mask(w, sparsity=0.5))
     assert torch.equal(pruned, octavo.prune(w.detach(), sparsity=0.5))
+
+
+def test_pruning_ops_are_the_functions():
+    w = floats(8, 16)
+    w[0] = 0  # kept by a negative threshold, with its gradient, though the result is 0 too
+    mask = octavo.prune_mask(w, sparsity=0.25)
+    assert_same(op.prune(w, sparsity=0.25), to_numpy(octavo.prune(w, sparsity=0.25)))
+    changed = w.clone()
+    before = changed._version
+    assert torch.equal(op.prune_(changed, sparsity=0.25), mask)
+    assert changed._version > before
+    assert torch.equal(changed, octavo.prune(w, sparsity=0.25))
+    assert op.magnitude_threshold([w, w], 0.5).item() == octavo.magnitude_threshold([w, w], 0.5)
+    assert octavo.magnitude_threshold(w.clone().requires_grad_(), 0.5) == octavo.magnitude_threshold(w, 0.5)
+    assert torch.equal(op.pack_mask(mask), octavo.pack_mask(mask))
+    assert torch.equal(op.unpack_mask(op.pack_mask(mask), mask.shape), mask)
+    for selection, gradient in (({"sparsity": 0.25}, mask), ({"threshold": -1.0}, torch.ones_like(mask))):
+        wanting = w.clone().requires_grad_()
+        op.prune(wanting, **selection).sum().backward()
+        assert torch.equal(wanting.grad, gradient.to(w.dtype))
 
 
 def test_what_has_no_gradient_says_so():
