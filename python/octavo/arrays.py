@@ -30,6 +30,7 @@ _kinds: dict[type, str] = {np.ndarray: "numpy"}
 _numpy_dtypes: dict[str, Any] = {n: np.dtype(n) for n in (*FLOATS, *_OTHERS) if n != "bfloat16"}
 _torch_names: dict[str, Any] = {}  # torch's dtypes, and its layout "strided"
 _names: dict[Any, str] = {dtype: name for name, dtype in _numpy_dtypes.items()}
+_torch_dtypes: dict[Any, str] = {}  # not in _names: Dynamo of torch 2.8 takes no dict with NumPy's dtypes
 FLOAT_CODES: dict[Any, int] = {}
 _plain_tensors: set[type] = (
     set()
@@ -78,7 +79,7 @@ def is_array(x: object) -> bool:
 def _learn_kind(x: object, name: str) -> str:
     cls = type(x)
     torch, cupy = sys.modules.get("torch"), sys.modules.get("cupy")
-    if isinstance(x, np.ndarray) and not isinstance(x, np.ma.MaskedArray | np.matrix):
+    if isinstance(x, np.ndarray) and not isinstance(x, (np.ma.MaskedArray, np.matrix)):
         _kinds[cls] = "numpy"
     elif torch is not None and isinstance(x, torch.Tensor):
         if not _torch_names:
@@ -102,7 +103,7 @@ def on_cuda(x: Array) -> bool:
 
 def _learn_torch(torch: Any) -> None:
     _torch_names.update({n: getattr(torch, n) for n in (*FLOATS, *_OTHERS, "strided")})
-    _names.update({dtype: n for n, dtype in _torch_names.items()})
+    _torch_dtypes.update({dtype: n for n, dtype in _torch_names.items()})
     _plain_tensors.update((torch.Tensor, torch.nn.Parameter))
 
 
@@ -121,7 +122,7 @@ def _numpy_bfloat16() -> Any:
 
 def dtype_name(dtype: Any) -> str:
     """The name of an array's dtype, such as "int8"; of one unknown to octavo, what it calls itself."""
-    name = _names.get(dtype)
+    name = _torch_dtypes.get(dtype) or _names.get(dtype)
     if name is None:
         if isinstance(dtype, np.dtype) and dtype.name == "bfloat16":
             _numpy_bfloat16()
@@ -145,8 +146,8 @@ def is_number(value: object, dtype: str) -> bool:
     """Whether value is a Python or NumPy number that can stand for a 0-d array of this dtype."""
     if isinstance(value, bool):
         return False
-    return isinstance(value, int | np.integer) or (
-        dtype != "int32" and isinstance(value, float | np.floating)
+    return isinstance(value, (int, np.integer)) or (
+        dtype != "int32" and isinstance(value, (float, np.floating))
     )
 
 

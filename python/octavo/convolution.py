@@ -76,9 +76,9 @@ class PackedConvWeight:
     def __init__(self, buffer: Array, scale: Array, shape: Sequence[int], groups: int = 1) -> None:
         kind_of(buffer=buffer, scale=scale)
         n, c, kh, kw = self.shape = _weight_shape(shape, groups)
-        checked = check_scale(scale, "scale", n)
-        if checked is None:
+        if scale is None:
             raise TypeError("scale: expected a float32 array, got None")
+        check_scale(scale, "scale", n)
         if buffer.ndim == 1:
             m = bundle_of(self.shape, groups)
             matrix = n // groups * m, c * kh * kw * m
@@ -93,7 +93,7 @@ class PackedConvWeight:
             check_dtype(buffer, "buffer", "int8")
             taps = buffer.ndim == 2 and is_depthwise(self.shape, groups)
             check_shape(buffer, "buffer", (kh * kw, n) if taps else self.shape)
-        self.buffer, self.scale, self.groups = buffer, checked.reshape(n), groups
+        self.buffer, self.scale, self.groups = buffer, contiguous(scale).reshape(n), groups
 
     @classmethod
     def trusted(cls, buffer: Array, scale: Array, shape: Sequence[int], groups: int) -> PackedConvWeight:
@@ -142,7 +142,8 @@ def pack_conv_weight(weight: Array, scale: Array | None = None, *, groups: int =
         check_dtype(weight, "weight", "int8", *FLOATS)
         if scale is None:
             raise ValueError("scale: expected a float32 [N] with an int8 weight, got None")
-        scale = copy_contiguous(check_scale(scale, "scale", shape[0])).reshape(shape[0])
+        check_scale(scale, "scale", shape[0])
+        scale = copy_contiguous(scale).reshape(shape[0])
     return PackedConvWeight.trusted(pack_conv(weight, groups), scale, shape, groups)
 
 

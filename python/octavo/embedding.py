@@ -65,7 +65,8 @@ def _int8_embedding(
     entries, dim = _check_table(inputs)
     name = as_dtype_name(out_dtype, "out_dtype", FLOATS)
     shape = (*indices.shape, dim)
-    scale = check_scale(weight_scale, "weight_scale", entries).reshape(entries)  # type: ignore[union-attr]
+    check_scale(weight_scale, "weight_scale", entries)
+    scale = contiguous(weight_scale).reshape(entries)
     if out is not None:
         check_out(out, "out", weight, shape, name, inputs)
     engine = native_for(weight, "embedding")
@@ -165,7 +166,8 @@ def _int8_embedding_bag(
         indices, weight, offsets, mode, per_sample_weights, include_last_offset, padding_idx
     )
     name = as_dtype_name(out_dtype, "out_dtype", FLOATS)
-    scale = check_scale(weight_scale, "weight_scale", entries).reshape(entries)  # type: ignore[union-attr]
+    check_scale(weight_scale, "weight_scale", entries)
+    scale = contiguous(weight_scale).reshape(entries)
     if out is not None:
         check_out(out, "out", weight, (bags, dim), name, inputs)
     ends = bag_ends(indices, offsets, bags, include_last_offset)

@@ -218,8 +218,8 @@ def check_norm(
         )
         if is_written
     }
-    if out is not None and (not isinstance(out, tuple | list) or len(out) != len(dtypes)):
-        got = f"{len(out)} arrays" if isinstance(out, tuple | list) else type(out).__name__
+    if out is not None and (not isinstance(out, (tuple, list)) or len(out) != len(dtypes)):
+        got = f"{len(out)} arrays" if isinstance(out, (tuple, list)) else type(out).__name__
         raise TypeError(f"out: expected ({', '.join(dtypes)}), got {got}")
     return dtypes
 

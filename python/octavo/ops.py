@@ -15,16 +15,19 @@ from .linear import (
     int8_linear,
     pack_weight,
 )
-from .masks import pack_mask, unpack_mask
+from .masks import _pack_mask, _unpack_mask, pack_mask, unpack_mask
 from .norm import _norm_quantize, layer_norm_quantize, rms_norm_quantize
 from .packed import PackedWeight
 from .packed import pack_buffer as _pack_weight_buffer
 from .packed import unpack_buffer as _unpack_weight_buffer
 from .products import _int_mm, _scaled_int_mm, int_mm, scaled_int_mm
 from .pruning import (
+    _magnitude_threshold,
     _prune_mask,
     _prune_masks,
     _prune_quantize,
+    _pruned,
+    _pruned_in_place,
     magnitude_threshold,
     prune,
     prune_,
@@ -45,13 +48,18 @@ __all__ = [
     "_int8_linear",
     "_int8_linears",
     "_int_mm",
+    "_magnitude_threshold",
     "_norm_quantize",
+    "_pack_mask",
     "_pack_weight_buffer",
     "_prune_mask",
     "_prune_masks",
     "_prune_quantize",
+    "_pruned",
+    "_pruned_in_place",
     "_quantize",
     "_scaled_int_mm",
+    "_unpack_mask",
     "_unpack_weight_buffer",
     "_weight_only_linear",
     "dequantize",

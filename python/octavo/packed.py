@@ -71,9 +71,9 @@ class PackedWeight:
         if is_torch(buffer):
             buffer, scale = buffer.detach(), None if scale is None else scale.detach()
         buffer = aligned(buffer)
-        scale = check_scale(scale, "scale", header.n)
+        check_scale(scale, "scale", header.n)
         layout = "dense" if header.layout == "rows" else header.layout
-        self._fill(buffer, None if scale is None else scale.reshape(header.n), header[:2], layout)
+        self._fill(buffer, None if scale is None else contiguous(scale).reshape(header.n), header[:2], layout)
 
     @classmethod
     def from_buffer(cls, buffer: Array, scale: Array | None = None) -> PackedWeight:
@@ -232,14 +232,13 @@ def _bytes(part: Array) -> Any:
     return np.ascontiguousarray(to_host(part))
 
 
-def check_scale(scale: Array | None, name: str, n: int) -> Array | None:
-    """A weight's scale as a contiguous float32 [N] or [N, 1]."""
+def check_scale(scale: Array | None, name: str, n: int) -> None:
+    """A weight's scale is float32 [N] or [N, 1]."""
     if scale is None:
-        return None
+        return
     check_dtype(scale, name, "float32")
     if scale.shape != (n,):
         check_shape(scale, name, (n,), (n, 1))
-    return contiguous(scale)
 
 
 def pack_buffer(weight: Array, layout: str = "dense") -> Array:

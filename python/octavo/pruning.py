@@ -89,11 +89,11 @@ def prune_mask(
         }
         if out is not None:
             arguments["out"] = out
-        if isinstance(w, list | tuple):
+        if isinstance(w, (list, tuple)):
             return torch_ops.prune_masks(w, **arguments)
         single: Array = w
         return torch_ops.prune_mask(single, **arguments)
-    if isinstance(w, list | tuple):
+    if isinstance(w, (list, tuple)):
         return _prune_masks(w, threshold, ratio, sparsity, pattern, nonfinite, out)
     return _prune_mask(w, threshold, ratio, sparsity, pattern, nonfinite, out)
 
@@ -178,7 +178,7 @@ def _check_outs(
 
 
 def _check_out_list(out: object, ws: Sequence[Array]) -> None:
-    if not isinstance(out, list | tuple):
+    if not isinstance(out, (list, tuple)):
         raise TypeError(f"out: expected a sequence of {len(ws)} arrays, got {type(out).__name__}")
     if len(out) != len(ws):
         raise TypeError(f"out: expected a sequence of {len(ws)} arrays, got {len(out)}")
@@ -325,8 +325,17 @@ def magnitude_threshold(w: Array | Sequence[Array], sparsity: float) -> float:
     w: a float array, or a list or tuple of them taken as one; sparsity in [0, 1]. NaN counts as larger than
     Inf. A contiguous copy is made of a w that is not C-contiguous. On a device, the call waits for it.
     """
+    if type(w) is not np.ndarray and needs_dispatcher(*_flat(w)):
+        from . import torch_ops
+
+        return torch_ops.magnitude_threshold(_flat(w), sparsity)
+    return _magnitude_threshold(w, sparsity)
+
+
+def _magnitude_threshold(w: Array | Sequence[Array], sparsity: float) -> float:
+    """magnitude_threshold, without torch's dispatcher."""
     ws = _flat(w)
-    names = _names("w", ws, isinstance(w, list | tuple))
+    names = _names("w", ws, isinstance(w, (list, tuple)))
     kind_of(**dict(zip(names, ws, strict=True)))
     share = _number(sparsity, "sparsity")
     if not 0 <= share <= 1:
@@ -353,16 +362,15 @@ def prune(w: Array | Sequence[Array], *, out: Array | Sequence[Array] | None = N
 
     out: array like w to fill, or one per array, apart from w; one that is not C-contiguous costs a temporary.
     """
-    many = isinstance(w, list | tuple)
+    many = isinstance(w, (list, tuple))
     ws = _flat(w)
     if many and out is not None:
         _check_out_list(out, ws)
     outs: list[Array] | None = None if out is None else list(out) if many else [out]
     if needs_dispatcher(*ws):
-        masks = _flat(prune_mask(w, **arguments))
-        from .torch_reference import apply_mask  # torch's own operations: they have a gradient and trace
+        from . import torch_ops
 
-        results = [apply_mask(each, mask) for each, mask in zip(ws, masks, strict=True)]
+        results = torch_ops.prune(ws, **arguments)
         if outs is not None:
             from .torch_library import _fill
 
@@ -411,7 +419,7 @@ def prune_(
     for a read-only array, or one whose elements overlap.
     out: the mask (or list of masks) to fill, as for prune_mask.
     """
-    many = isinstance(w, list | tuple)
+    many = isinstance(w, (list, tuple))
     ws = [each.detach() if hasattr(each, "detach") else each for each in _flat(w)]
     names = _names("w", ws, many)
     for each, name in zip(ws, names, strict=True):
@@ -520,8 +528,8 @@ def _prune_quantize(
     """prune_quantize, without torch's dispatcher."""
     quantized_out = mask_out = None
     if out is not None:
-        if not isinstance(out, list | tuple) or len(out) != 3:
-            got = f"{len(out)} arrays" if isinstance(out, list | tuple) else type(out).__name__
+        if not isinstance(out, (list, tuple)) or len(out) != 3:
+            got = f"{len(out)} arrays" if isinstance(out, (list, tuple)) else type(out).__name__
             raise TypeError(f"out: expected (data, scale, mask), got {got}")
         quantized_out, mask_out = (out[0], out[1]), out[2]
         kind_of(w=w, data=out[0], scale=out[1], mask=out[2])
@@ -574,7 +582,7 @@ def _size(w: Array) -> int:
 
 
 def _flat(w: Array | Sequence[Array]) -> list[Array]:
-    return list(w) if isinstance(w, list | tuple) else [w]
+    return list(w) if isinstance(w, (list, tuple)) else [w]
 
 
 def _names(name: str, ws: Sequence[Array], many: bool) -> list[str]:

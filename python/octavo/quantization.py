@@ -202,7 +202,7 @@ def _grouping(x: Array, granularity: str, group_size: int | None) -> tuple[tuple
         raise ValueError(f"x: expected at least one dimension with granularity={granularity!r}, got shape ()")
     if granularity == "row":
         return shape[:-1], 1, shape[-1]
-    if not isinstance(group_size, int | np.integer) or isinstance(group_size, bool):
+    if not isinstance(group_size, (int, np.integer)) or isinstance(group_size, bool):
         raise TypeError(f"group_size: expected an int with granularity='group', got {group_size!r}")
     size = int(group_size)
     if size < 1 or shape[-1] % size:
@@ -280,8 +280,8 @@ def _outs(
         check_out(out, "out", x, x.shape, "int8", inputs)
         return Quantized(out, None, None)
     wanted = 2 if symmetric else 3
-    if not isinstance(out, tuple | list) or not wanted <= len(out) <= 3:
-        got = f"{len(out)} arrays" if isinstance(out, tuple | list) else type(out).__name__
+    if not isinstance(out, (tuple, list)) or not wanted <= len(out) <= 3:
+        got = f"{len(out)} arrays" if isinstance(out, (tuple, list)) else type(out).__name__
         raise TypeError(
             f"out: expected data or (data, scale{'' if symmetric else ', zero_point'}), got {got}"
         )

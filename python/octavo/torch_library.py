@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree
 
 from .arrays import as_dtype_name, check_out, dtype_name, kind_of
-from .quantization import Quantized
+from .quantization import Quantized, _grouping
+
+with contextlib.suppress(AttributeError):  # the one way to say how torch.export.save writes a NamedTuple
+    _pytree._register_namedtuple(Quantized, serialized_type_name="octavo.Quantized")
 
 _library = torch.library.Library("octavo", "DEF")  # type: ignore[no-untyped-call]
 
@@ -42,6 +47,17 @@ def _none(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
     return (None,) * count
 
 
+def _quantize_fake(
+    x: Tensor, granularity: str = "row", group_size: int | None = None, symmetric: bool = True, *_: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    shape = _grouping(x, granularity, group_size)[0]
+    return (
+        x.new_empty(x.shape, dtype=torch.int8),
+        x.new_empty(shape, dtype=torch.float32),
+        x.new_empty((0,) if symmetric else shape, dtype=torch.int32),
+    )
+
+
 def _dtype(dtype: Any, name: str, allowed: Sequence[str]) -> torch.dtype:
     known = getattr(torch, as_dtype_name(dtype, name, allowed))
     assert isinstance(known, torch.dtype)
@@ -57,7 +73,7 @@ def _fill_quantized(out: Tensor | tuple[Tensor, ...], found: Quantized, **inputs
     if isinstance(out, Tensor):
         return found._replace(data=_fill(out, "out", found.data, **inputs))
     parts = [part for part in found if part is not None]
-    if not isinstance(out, list | tuple) or len([each for each in out if each is not None]) != len(parts):
+    if not isinstance(out, (list, tuple)) or len([each for each in out if each is not None]) != len(parts):
         raise TypeError(f"out: expected a tuple of {len(parts)} arrays, got {out!r}")
     filled = [_fill(out[i], f"out[{i}]", part, **inputs) for i, part in enumerate(parts)]
     return Quantized(*filled)

@@ -1,7 +1,7 @@
 """torch.ops.octavo.*: schemas, kernels, fakes and gradients; octavo's functions for what torch must see.
 
-Those of products are in torch_products, that of convolution in torch_convolution.
-Those of products are in torch_products and torch_weight_only, those of embeddings in torch_embedding.
+Those of products are in torch_products and torch_weight_only, that of convolution in torch_convolution,
+those of embeddings in torch_embedding, those of masks and pruning in torch_masks.
 
 The kernels are those of `octavo.ops`: native or reference on the CPU, the torch reference on CUDA. The public
 functions serve traced calls, other devices, tensor subclasses and gradients; `octavo.ops` sends them here.
@@ -9,7 +9,6 @@ functions serve traced calls, other devices, tensor subclasses and gradients; `o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,11 +17,28 @@ from torch import Tensor
 from . import ops
 from .arrays import FLOATS
 from .norm import NORM_RESULTS, check_norm, check_norm_outs
-from .quantization import Quantized, _grouping, _seed
-from .selection import _check_units, _number, _selection
+from .quantization import Quantized, _seed
 from .torch_convolution import int8_conv2d
 from .torch_embedding import int8_embedding, int8_embedding_bag, int8_embedding_bag_op, int8_embedding_op
-from .torch_library import _check_kinds, _define, _dtype, _fill, _fill_quantized, _no_gradient, _none
+from .torch_library import (
+    _check_kinds,
+    _define,
+    _dtype,
+    _fill,
+    _fill_quantized,
+    _no_gradient,
+    _none,
+    _quantize_fake,
+)
+from .torch_masks import (
+    magnitude_threshold,
+    pack_mask,
+    prune,
+    prune_mask,
+    prune_masks,
+    prune_quantize,
+    unpack_mask,
+)
 from .torch_products import (
     int8_linear,
     int8_linear_op,
@@ -46,13 +62,17 @@ __all__ = [
     "int8_linear_op",
     "int8_linears",
     "int_mm",
+    "magnitude_threshold",
     "norm_quantize",
+    "pack_mask",
     "pack_weight",
+    "prune",
     "prune_mask",
     "prune_masks",
     "prune_quantize",
     "quantize",
     "scaled_int_mm",
+    "unpack_mask",
     "unpack_weight",
     "weight_only_linear",
     "weight_only_linear_op",
@@ -64,17 +84,6 @@ __all__ = [
 def _quantize(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     data, scale, zero_point = ops._quantize(x, *arguments)
     return data, scale, x.new_empty(0, dtype=torch.int32) if zero_point is None else zero_point
-
-
-def _quantize_fake(
-    x: Tensor, granularity: str = "row", group_size: int | None = None, symmetric: bool = True, *_: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    shape = _grouping(x, granularity, group_size)[0]
-    return (
-        x.new_empty(x.shape, dtype=torch.int8),
-        x.new_empty(shape, dtype=torch.float32),
-        x.new_empty((0,) if symmetric else shape, dtype=torch.int32),
-    )
 
 
 quantize_op = _define(
@@ -101,7 +110,7 @@ def quantize(
     nonfinite: str = "clamp",
     out: Tensor | tuple[Tensor, ...] | None = None,
 ) -> Quantized:
-    if isinstance(scale, float | int):
+    if isinstance(scale, (float, int)):
         scale = torch.full((), scale, dtype=torch.float32, device=x.device)
     if isinstance(zero_point, int):
         zero_point = torch.full((), zero_point, dtype=torch.int32, device=x.device)
@@ -251,110 +260,3 @@ def norm_quantize(
     for i, (each, name) in enumerate(zip(out, dtypes, strict=True)):
         results[name] = _fill(each, f"out[{i}]", results[name])
     return tuple(results.values())
-
-
-# ---- pruning ----
-
-_SELECTION = (
-    "float? threshold=None, float? ratio=None, float? sparsity=None, "
-    'str pattern="unstructured", str nonfinite="keep"'
-)
-
-
-def _prune_mask_fake(w: Tensor, **selection: Any) -> Tensor:
-    _check_selection([w], **selection)
-    return w.new_empty(w.shape, dtype=torch.bool)
-
-
-def _prune_masks_fake(ws: Sequence[Tensor], **selection: Any) -> list[Tensor]:
-    _check_selection(ws, **selection)
-    return [w.new_empty(w.shape, dtype=torch.bool) for w in ws]
-
-
-def _check_selection(
-    ws: Sequence[Tensor],
-    threshold: float | None = None,
-    ratio: float | None = None,
-    sparsity: float | None = None,
-    pattern: str = "unstructured",
-    nonfinite: str = "keep",
-) -> None:
-    chosen = _selection(threshold, ratio, sparsity, pattern, nonfinite)
-    for w in ws:
-        _check_units(w, "w", chosen)
-
-
-prune_mask_op = _define(
-    f"prune_mask(Tensor w, *, {_SELECTION}) -> Tensor",
-    _prune_mask_fake,
-    lambda w, **selection: ops._prune_mask(w, **selection),
-)
-
-prune_masks_op = _define(
-    f"prune_masks(Tensor[] ws, *, {_SELECTION}) -> Tensor[]",
-    _prune_masks_fake,
-    lambda ws, **selection: ops._prune_masks(ws, **selection),
-)
-
-
-def prune_mask(w: Tensor, *, out: Tensor | None = None, **selection: Any) -> Tensor:
-    mask: Tensor = prune_mask_op(w, **_numbers(selection))
-    return mask if out is None else _fill(out, "out", mask, w=w)
-
-
-def prune_masks(
-    ws: Sequence[Tensor], *, out: Sequence[Tensor] | None = None, **selection: Any
-) -> list[Tensor]:
-    _check_kinds(**{f"w[{i}]": w for i, w in enumerate(ws)})
-    masks: list[Tensor] = prune_masks_op(list(ws), **_numbers(selection))
-    if out is None:
-        return masks
-    if not isinstance(out, list | tuple) or len(out) != len(ws):
-        raise TypeError(f"out: expected a sequence of {len(ws)} arrays, got {type(out).__name__}")
-    return [
-        _fill(each, f"out[{i}]", mask, w=w)
-        for i, (each, mask, w) in enumerate(zip(out, masks, ws, strict=True))
-    ]
-
-
-def _prune_quantize_fake(
-    w: Tensor, *, granularity: str = "row", group_size: int | None = None, **selection: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    data, scale, _ = _quantize_fake(w, granularity, group_size)
-    return data, scale, _prune_mask_fake(w, **selection)
-
-
-def _prune_quantize(w: Tensor, **arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    found, mask = ops._prune_quantize(w, **arguments)
-    return found.data, found.scale, mask
-
-
-prune_quantize_op = _define(
-    f'prune_quantize(Tensor w, *, str granularity="row", int? group_size=None, {_SELECTION}) '
-    "-> (Tensor, Tensor, Tensor)",
-    _prune_quantize_fake,
-    _prune_quantize,
-    _no_gradient,
-    _none,
-)
-
-
-def prune_quantize(
-    w: Tensor, *, out: tuple[Tensor, Tensor, Tensor] | None = None, **arguments: Any
-) -> tuple[Quantized, Tensor]:
-    data, scale, mask = prune_quantize_op(w, **_numbers(arguments))
-    found = Quantized(data, scale)
-    if out is None:
-        return found, mask
-    if not isinstance(out, list | tuple) or len(out) != 3:
-        raise TypeError("out: expected (data, scale, mask)")
-    return _fill_quantized(tuple(out[:2]), found, w=w), _fill(out[2], "out[2]", mask, w=w)
-
-
-# ---- arguments ----
-
-
-def _numbers(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments with threshold, ratio and sparsity as the Python floats that schemas take."""
-    names = [name for name in ("threshold", "ratio", "sparsity") if arguments.get(name) is not None]
-    return {**arguments, **{name: _number(arguments[name], name) for name in names}}

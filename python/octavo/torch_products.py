@@ -365,7 +365,7 @@ def scaled_int_mm(
         if dtype != torch.int32:
             raise ValueError("weight: expected a weight with a scale, got one without")
         scale = torch.ones(weight.shape[0], dtype=torch.float32, device=a.device)
-    if isinstance(a_scale, float | int):
+    if isinstance(a_scale, (float, int)):
         a_scale = torch.full((), a_scale, dtype=torch.float32, device=a.device)
     if isinstance(a_zero_point, int):
         a_zero_point = torch.full((), a_zero_point, dtype=torch.int32, device=a.device)

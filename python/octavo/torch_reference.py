@@ -405,7 +405,7 @@ def pack_weight(weight: Tensor, layout: str = "dense") -> Tensor:
     """int8 [N, K] -> uint8, the bytes of `octavo.reference.pack_weight`, or with "rows" those for CUDA."""
     n, k = weight.shape
     device = weight.device
-    padded = torch.nn.functional.pad(weight, (0, -k % 64, 0, -n % 16))
+    padded = _padded(weight, n + -n % 16, k + -k % 64)
     rows, cols = padded.shape
     colsum = padded.sum(dim=1, dtype=torch.int32)
     count, parts = 0, [colsum]
@@ -424,7 +424,7 @@ def pack_weight(weight: Tensor, layout: str = "dense") -> Tensor:
         )
         if layout == "bitmask":
             pairs = (rows // 16 + 1) // 2
-            lines = torch.nn.functional.pad(lines, (0, 0, 0, 0, 0, rows // 16 % 2))
+            lines = _padded(lines, 2 * pairs, cols // 4, 64)
             lines = lines.reshape(pairs, 2, cols // 4, 64).transpose(1, 2)
             kept = lines != 0
             powers = 1 << torch.arange(8, dtype=torch.uint8, device=device)
@@ -451,7 +451,14 @@ def _offsets(kept: Tensor) -> Tensor:
 
 def _padded_bytes(part: Tensor) -> Tensor:
     raw = part.reshape(-1).view(torch.uint8)
-    return torch.nn.functional.pad(raw, (0, -raw.numel() % 64))
+    return _padded(raw, raw.numel() + -raw.numel() % 64)
+
+
+def _padded(x: Tensor, *shape: int) -> Tensor:
+    """x with zeros after it on every axis; torch 2.8 does not pad to an empty tensor."""
+    padded = x.new_zeros(shape)
+    padded[tuple(slice(size) for size in x.shape)] = x
+    return padded
 
 
 def unpack_weight(packed: Tensor, n: int, k: int, layout: str) -> Tensor:
@@ -487,7 +494,8 @@ def unpack_weight(packed: Tensor, n: int, k: int, layout: str) -> Tensor:
         else:
             lines = part(rows * cols, torch.int8)
         padded = lines.reshape(rows // 16, cols // 4, 16, 4).transpose(1, 2)
-    return padded.reshape(rows, cols)[:n, :k].contiguous()
+    weight = padded.reshape(rows, cols)[:n, :k]
+    return weight.clone(memory_format=torch.contiguous_format)  # no view of packed, even if empty
 
 
 def apply_mask(w: Tensor, mask: Tensor) -> Tensor:
