@@ -390,7 +390,7 @@ def as_window(stride: Pair, padding: Pair | str, dilation: Pair, kernel: Sequenc
 
 def _pair(value: Pair, name: str, least: int) -> tuple[int, int]:
     pair = (value, value) if isinstance(value, int) else value
-    if not isinstance(pair, list | tuple) or not all(type(each) is int for each in pair):
+    if not isinstance(pair, (list, tuple)) or not all(type(each) is int for each in pair):
         raise TypeError(f"{name}: expected a number or a pair of them, got {value!r}")
     if len(pair) != 2 or min(pair) < least:
         raise ValueError(f"{name}: expected two numbers of at least {least}, got {value!r}")
