@@ -145,7 +145,8 @@ def fake_quantize(s: Sample) -> Call:
 def norm_quantize(s: Sample) -> Call:
     with_rows(s)
     residual = s.floats() if s.one_of(True, False) else None
-    return (s.floats(), s.floats(s.cols(), grad=False), None, residual, 1e-5, s.one_of(True, False)), {}
+    more = {"symmetric": s.one_of(True, False), "normed": s.one_of(True, False)}
+    return (s.floats(), s.floats(s.cols(), grad=False), None, residual, 1e-5, s.one_of(True, False)), more
 
 
 def int_mm(s: Sample) -> Call:
@@ -169,14 +170,16 @@ def int8_linear(s: Sample) -> Call:
     bias = s.floats(5) if s.one_of(True, False) else None
     activation = s.one_of(None, "relu", "gelu", "gelu_tanh", "silu")
     out_dtype = s.one_of(None, torch.float32, torch.float16, torch.bfloat16)
-    return (s.floats(), s.weight(), s.scales(5, 1), bias), {"activation": activation, "out_dtype": out_dtype}
+    more = {"activation": activation, "out_dtype": out_dtype, "symmetric": s.one_of(True, False)}
+    return (s.floats(), s.weight(), s.scales(5, 1), bias), more
 
 
 def int8_linears(s: Sample) -> Call:
     with_rows(s)
     weights, scales = [s.weight(), s.weight(3)], [s.scales(5, 1), s.scales(3)]
     biases = [s.floats(5), torch.empty(0)]
-    return (s.floats(), weights, scales, biases, [s.one_of("", "gelu"), s.one_of("", "relu", "silu")]), {}
+    activations = [s.one_of("", "gelu"), s.one_of("", "relu", "silu")]
+    return (s.floats(), weights, scales, biases, activations), {"symmetric": s.one_of(True, False)}
 
 
 def scaled_int_mm(s: Sample) -> Call:
@@ -189,6 +192,62 @@ def scaled_int_mm(s: Sample) -> Call:
         bias = activation = None
     arguments = (a, s.scales(*s.rows()), s.weight(), s.scales(5), bias, zero_point)
     return arguments, {"activation": activation, "out_dtype": out_dtype}
+
+
+def weight_only_linear(s: Sample) -> Call:
+    with_rows(s)
+    groups = s.one_of(1, 2) if s.cols() % 8 == 0 and s.cols() else 1
+    bias = s.floats(5) if s.one_of(True, False) else None
+    more = {"activation": s.one_of(None, "gelu"), "out_dtype": s.one_of(None, torch.float32)}
+    return (s.floats(), s.weight(), s.scales(5, groups), bias), more
+
+
+def fake_quantized_linear(s: Sample) -> Call:
+    with_rows(s)
+    bias = s.floats(5) if s.one_of(True, False) else None
+    return (s.floats(), s.floats(5, s.cols()), bias), {"symmetric": s.one_of(True, False)}
+
+
+def images(s: Sample) -> Any:
+    x = s.floats(2, 4, 6, 5)
+    last = x.detach().to(memory_format=torch.channels_last).requires_grad_(x.requires_grad)
+    return last if s.one_of(True, False) else x
+
+
+def int8_conv2d(s: Sample) -> Call:
+    groups = s.one_of(1, 2, 4)
+    weight = s.ints(8, 4 // groups, 3, 2)
+    bias, padding = s.floats(8) if s.one_of(True, False) else None, (1, 0, 2, 1)
+    window = (s.one_of((1, 1), (2, 1)), padding, s.one_of((1, 1), (2, 1)), groups)
+    more = {"activation": s.one_of(None, "relu", "gelu"), "out_dtype": s.one_of(None, torch.float32)}
+    if s.one_of(True, False):
+        scale = s.scales(8, grad=False)
+        weight = octavo.pack_conv_weight(weight, scale, groups=groups).buffer
+        more["kernel_size"] = (3, 2)
+    return (images(s), weight, s.scales(8), bias, *window), more
+
+
+def fake_quantized_conv2d(s: Sample) -> Call:
+    groups = s.one_of(1, 2, 4)
+    bias = s.floats(8) if s.one_of(True, False) else None
+    return (images(s), s.floats(8, 4 // groups, 3, 2), bias, (2, 1), (1, 0), (1, 2), groups), {}
+
+
+def indices(s: Sample, *shape: int) -> Any:
+    return (s.ints(*shape) % 7).to(s.one_of(torch.int32, torch.int64))
+
+
+def int8_embedding(s: Sample) -> Call:
+    table = s.ints(7, 12)
+    return (indices(s), table, s.scales(7, 1)), {"out_dtype": getattr(torch, s.dtype)}
+
+
+def int8_embedding_bag(s: Sample) -> Call:
+    mode = s.one_of("sum", "mean", "max")
+    where = indices(s, 3, 4)
+    weights = s.scales(3, 4) if mode == "sum" else None
+    arguments = (where, s.ints(7, 12), s.scales(7), None, mode, weights, False, s.one_of(None, 2))
+    return arguments, {"out_dtype": getattr(torch, s.dtype)}
 
 
 def prune_mask(s: Sample) -> Call:
@@ -227,6 +286,11 @@ def unpack_mask(s: Sample) -> Call:
 OPS = {
     "dequantize": dequantize,
     "fake_quantize": fake_quantize,
+    "fake_quantized_conv2d": fake_quantized_conv2d,
+    "fake_quantized_linear": fake_quantized_linear,
+    "int8_conv2d": int8_conv2d,
+    "int8_embedding": int8_embedding,
+    "int8_embedding_bag": int8_embedding_bag,
     "int8_linear": int8_linear,
     "int8_linears": int8_linears,
     "int_mm": int_mm,
@@ -243,12 +307,14 @@ OPS = {
     "scaled_int_mm": scaled_int_mm,
     "unpack_mask": unpack_mask,
     "unpack_weight": unpack_weight,
+    "weight_only_linear": weight_only_linear,
 }
 # functions of octavo that are an op under another name
 RENAMED = {"layer_norm_quantize": "norm_quantize", "rms_norm_quantize": "norm_quantize"}
 NOT_OPS = {
-    "explain", "force_isa", "get_isa", "get_num_threads", "set_num_threads", "show_config", "use_backend",
-    "prune_model_", "quantize_",
+    "convert_qat_", "explain", "export_compressed_tensors", "force_isa", "fuse_", "get_isa",
+    "get_num_threads", "load", "load_compressed_tensors", "pack_conv_weight", "prepare_qat_", "prune_model_",
+    "quantize_", "save", "set_num_threads", "show_config", "use_backend",
 }  # fmt: skip
 
 

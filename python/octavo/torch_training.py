@@ -76,7 +76,7 @@ def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     if needs_x:
         grad_x = (grad @ _fake_quantized(weight, grad.dtype)).to(x.dtype)
     if needs_weight:
-        used = _fake_quantized(x, grad.dtype, ctx.symmetric).reshape(-1, x.shape[-1])
+        used = _fake_quantized(x, grad.dtype, ctx.symmetric).reshape(rows.shape[0], x.shape[-1])
         grad_weight = (rows.t() @ used).to(weight.dtype)
     if bias is not None and ctx.needs_input_grad[2]:
         grad_bias = rows.sum(0, dtype=bias.dtype)

@@ -51,14 +51,15 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: Any, output: 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """Exact: nothing is rounded to int8 but the weight, which is a constant."""
     x, weight, weight_scale, bias = ctx.saved_tensors
-    needs_x, _, needs_scale, needs_bias = ctx.needs_input_grad
+    needs = ctx.needs_input_grad  # without one for a bias that was left out
+    needs_x, needs_scale, needs_bias = needs[0], needs[2], bias is not None and needs[3]
     n, k = weight_scale.shape[0], x.shape[-1]
     grad = grad.to(torch.float32)
     if ctx.activation is not None:
         y = weight_only_linear_op(x, weight, weight_scale, bias, out_dtype=torch.float32)
         grad = _ACTIVATION_BACKWARD[ctx.activation](grad, y)
-    grad = grad.reshape(-1, n)
-    rows = x.reshape(-1, k)
+    grad = grad.reshape(x.shape[:-1].numel(), n)
+    rows = x.reshape(grad.shape[0], k)
     grad_x = grad_scale = grad_bias = None
     if needs_x or needs_scale:
         q = (unpack_weight(weight, n, k) if weight.dim() == 1 else weight).to(torch.float32)
@@ -69,7 +70,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     if needs_scale:
         products = (grad.t() @ rows.to(torch.float32)).reshape(q.shape)
         grad_scale = (products * q).sum(-1).reshape(weight_scale.shape)
-    if bias is not None and needs_bias:
+    if needs_bias:
         grad_bias = grad.sum(0).to(bias.dtype)
     return grad_x, None, grad_scale, grad_bias
 
