@@ -362,6 +362,22 @@ def test_opcheck(groups, last):
 
 
 @needs_torch
+def test_the_operator_refuses_what_does_not_fit_the_packed_weight():
+    x, packed = torch.zeros(1, 4, 5, 5), octavo.pack_conv_weight(torch.ones(4, 1, 2, 3), groups=4)
+    for groups, kernel_size, name in [
+        (0, (2, 3), "groups"),
+        (4, None, "kernel_size"),
+        (4, (6,), "kernel_size"),
+        (4, (-2, -3), "kernel_size"),
+        (4, (1, 3), "weight"),
+    ]:
+        with pytest.raises(ValueError, match=f"{name}: expected"):
+            torch.ops.octavo.int8_conv2d(
+                x, packed.buffer, packed.scale, groups=groups, kernel_size=kernel_size
+            )
+
+
+@needs_torch
 @pytest.mark.parametrize("groups", [1, 2, 6])
 @pytest.mark.parametrize("activation", [None, "relu", "gelu_tanh"])
 def test_gradients_are_those_of_the_float_convolution(groups, activation):
