@@ -14,7 +14,7 @@ constexpr int64_t kChunk = 1 << 19;      // elements of x, or bytes of the image
 constexpr double kSerialWork = 1 << 22;  // multiply-adds; below it a second thread does not pay
 constexpr int64_t kTilePad = 16;
 
-// Two by two, as halves of a Double: the vectors of an instruction set would not be faster.
+// Two by two, as halves of a Double: the vectors of an instruction set would not be faster. The planes need no alignment.
 template <class Word, class Double>
 void transpose(const void* rows, int64_t pitch, int64_t count, int64_t columns, void* planes, int64_t plane) {
   constexpr int kBits = 8 * sizeof(Word);
@@ -31,8 +31,8 @@ void transpose(const void* rows, int64_t pitch, int64_t count, int64_t columns, 
       memcpy(out + plane + r, &high, sizeof high);
     }
     for (; r < count; ++r) {
-      out[r] = in[r * pitch];
-      if (c + 1 < columns) out[plane + r] = in[r * pitch + 1];
+      memcpy(out + r, in + r * pitch, sizeof(Word));
+      if (c + 1 < columns) memcpy(out + plane + r, in + r * pitch + 1, sizeof(Word));
     }
   }
 }
