@@ -376,7 +376,7 @@ void bind_embedding(py::module_& m) {
     const Integers where = {at<const void>(indices), wide, count};
     const DType type = float_dtype_of(out_dtype);
     const py::gil_scoped_release release;
-    const int64_t outside = first_outside(where, entries, threads);
+    const int64_t outside = first_outside(table, where, threads);
     if (outside < 0) embedding(table, where, at<void>(out), type, threads);
     return outside;
   });
@@ -400,7 +400,7 @@ void bind_embedding(py::module_& m) {
                                    at<void>(out),
                                    float_dtype_of(out_dtype)};
     const py::gil_scoped_release release;
-    const int64_t outside = first_outside(args.indices, entries, threads);
+    const int64_t outside = first_outside(args.table, args.indices, threads);
     if (outside < 0) embedding_bag(args, threads);
     return outside;
   });

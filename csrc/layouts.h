@@ -59,6 +59,7 @@ static inline int64_t padded_k(int64_t k) { return round_up(k, kPanelK); }
 static inline int64_t panel_bytes(int64_t k) { return padded_k(k) * kPanelN; }
 
 static inline int64_t panels_of(int64_t n) { return padded_n(n) / kPanelN; }
+static inline int64_t strips_of(int64_t n) { return (n + kStripColumns - 1) / kStripColumns; }
 static inline int64_t pairs_of(int64_t n) { return (panels_of(n) + 1) / 2; }
 static inline int64_t lines_of(int64_t k) { return padded_k(k) / kGroupK; }  // of a panel
 static inline int64_t tile_rows_of(int64_t n) { return padded_n(n) / kTileColumns; }

@@ -102,9 +102,11 @@ struct Epilogue {
   int64_t out_row_stride;  // elements
 };
 
+constexpr int64_t kRowAlign = 16;  // rows of an AMX tile
+
 // rows [0, m) of A times panels [panel_begin, panel_end) of a packed weight (layouts.h).
 struct GemmBlock {
-  const uint8_t* a;  // a[row * lda + k]; readable up to a multiple of 16 rows and of kPanelK columns
+  const uint8_t* a;  // a[row * lda + k]; readable up to a multiple of kRowAlign rows and of kPanelK columns
   int64_t lda;
   int64_t m, n, k;  // the true sizes: n columns and k terms of the whole weight
   const int8_t* panels;
@@ -136,11 +138,13 @@ struct SparseKernels {
   double bitmask_pays, block_pays;
 };
 
-// A row of output pixels of a depthwise convolution; its columns are channels.
+constexpr int64_t kRowSlack = 32;  // floats: no vector of channels, nor a pair of them, is longer
+
+// A row of output pixels of a depthwise convolution; its columns are channels. What it reads is readable kRowSlack floats
+// beyond its end.
 struct DepthwiseRow {
   const float* const* taps;  // where the first pixel's channels lie under each of the `count` weights
-  const float*
-      weights;  // [count][channels]; it and the taps hold integers, and are readable 32 beyond their end
+  const float* weights;      // [count][channels]; it and the taps hold integers
   int64_t count, channels;
   int64_t pixels, step;  // elements from one pixel's channels to the next one's
   Epilogue epilogue;
@@ -406,7 +410,7 @@ struct Integers {
   int64_t count;
 };
 // Where the first index is that no row has, or -1. Only then is nothing written by the two below.
-int64_t first_outside(const Integers& indices, int64_t entries, int threads);
+int64_t first_outside(const EmbeddingTable& table, const Integers& indices, int threads);
 void embedding(const EmbeddingTable& table, const Integers& indices, void* out, DType out_dtype, int threads);
 
 enum class BagMode : int { sum = 0, mean = 1, max = 2 };

@@ -249,7 +249,7 @@ ThreadsInfo threads_info() {
 namespace {
 
 struct Scratch {
-  static constexpr int kSlots = 12;
+  static constexpr int kSlots = static_cast<int>(Slot::count);
   void* memory[kSlots] = {};
   int64_t bytes[kSlots] = {};
   ~Scratch() {

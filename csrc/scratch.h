@@ -20,7 +20,8 @@ enum class Slot {
   sample_steps,
   planes,
   out_tile,
-  taps
+  taps,
+  count  // how many there are
 };
 void* scratch(Slot slot, int64_t bytes);
 

@@ -73,6 +73,14 @@ def flushing_denormals():
 
 # ---- other processes ----
 
+# A new process's ru_maxrss begins with what its parent had: this does not.
+PEAK_MEMORY = """
+def peak_memory():
+    with open("/proc/self/status") as status:
+        return 1024 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+"""
+needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
 
 def run_script(
     script: str, package: str | None = None, **environment: str

@@ -17,6 +17,7 @@ from octavo import reference
 from octavo.convolution import as_window, bundle_of, is_depthwise
 from strategies import (
     FLOATS,
+    PEAK_MEMORY,
     assert_close_ulp,
     assert_same,
     cast,
@@ -24,9 +25,11 @@ from strategies import (
     float_arrays,
     int8_arrays,
     isas,
+    needs_proc,
     on_every_isa,
     running,
     scales,
+    succeed,
     to_numpy,
     to_torch,
 )
@@ -195,6 +198,25 @@ def test_a_sample_depends_on_nothing_else():
             assert_same(octavo.int8_conv2d(x[i : i + 1], packed, padding=1), together[i : i + 1])
 
 
+@needs_proc
+def test_a_wide_padding_is_not_in_memory_for_all_samples():
+    """The framed images of these 256 samples are 1 MB each; a few at a time are."""
+    script = """
+import numpy as np
+import octavo
+x = np.ones((256, 1, 1, 1), np.float32)
+packed = octavo.pack_conv_weight(np.ones((1, 1, 1, 1), np.float32))
+octavo.int8_conv2d(x, packed)
+before = peak_memory()
+y = octavo.int8_conv2d(x, packed, stride=512, padding=512)
+grown = peak_memory() - before
+assert y.shape == (256, 1, 3, 3) and (y[:, :, 1, 1] == 1).all() and y.sum() == 256
+assert grown < 64 << 20, grown
+"""
+    isas()  # the native module is there
+    succeed(PEAK_MEMORY + script)
+
+
 def test_float_weights_are_quantized_per_output_channel():
     weight = np.random.default_rng(2).standard_normal((6, 4, 3, 3)).astype(np.float32)
     packed = octavo.pack_conv_weight(weight, groups=2)
@@ -337,6 +359,22 @@ def test_opcheck(groups, last):
         (x.detach(), conv._stored, scale.detach(), None, [1, 1], [0] * 4, [1, 1], groups),
         {"kernel_size": [3, 3], "out_dtype": torch.bfloat16},
     )
+
+
+@needs_torch
+def test_the_operator_refuses_what_does_not_fit_the_packed_weight():
+    x, packed = torch.zeros(1, 4, 5, 5), octavo.pack_conv_weight(torch.ones(4, 1, 2, 3), groups=4)
+    for groups, kernel_size, name in [
+        (0, (2, 3), "groups"),
+        (4, None, "kernel_size"),
+        (4, (6,), "kernel_size"),
+        (4, (-2, -3), "kernel_size"),
+        (4, (1, 3), "weight"),
+    ]:
+        with pytest.raises(ValueError, match=f"{name}: expected"):
+            torch.ops.octavo.int8_conv2d(
+                x, packed.buffer, packed.scale, groups=groups, kernel_size=kernel_size
+            )
 
 
 @needs_torch

@@ -17,6 +17,7 @@ import octavo
 from octavo import reference
 from strategies import (
     FLOATS,
+    PEAK_MEMORY,
     SPECIAL,
     THREADS,
     assert_same,
@@ -25,6 +26,7 @@ from strategies import (
     flushing_denormals,
     isas,
     lay_out,
+    needs_proc,
     needs_torch,
     on_every_isa,
     poisoned,
@@ -318,8 +320,9 @@ def test_more_elements_than_32_bits_count():
     assert octavo.backends._core.magnitude_select(segments, n, threads)[0] == 0
 
 
-MEMORY = """
-import resource
+MEMORY = (
+    PEAK_MEMORY
+    + """
 import numpy as np, octavo
 rng = np.random.default_rng(0)
 ws = [np.empty(n, np.float32) for n in (3_000_000, 5_000_000, 8_000_000)]
@@ -327,13 +330,14 @@ for w in ws:
     rng.random(out=w, dtype=np.float32)
 masks = [np.ones(w.shape, np.bool_) for w in ws]
 octavo.prune_mask(ws[0][:100_000], sparsity=0.5)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_memory()
 octavo.prune_mask(ws, sparsity=0.5, out=masks)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / sum(w.nbytes for w in ws))
+print((peak_memory() - before) / sum(w.nbytes for w in ws))
 """
+)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss counts differently elsewhere")
+@needs_proc
 def test_global_selection_takes_little_memory():
     """5 % of the tensors beside the masks: nothing is concatenated."""
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)

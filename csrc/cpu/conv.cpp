@@ -10,12 +10,11 @@
 namespace octavo {
 namespace {
 
-constexpr int64_t kChunk = 1 << 19;      // elements of x for each thread
+constexpr int64_t kChunk = 1 << 19;      // elements of x, or bytes of the image, for each thread
 constexpr double kSerialWork = 1 << 22;  // multiply-adds; below it a second thread does not pay
-constexpr int64_t kReadBeyond = 16;      // pixels behind the image that a block of rows may read
 constexpr int64_t kTilePad = 16;
 
-// Two by two, as halves of a Double: the vectors of an instruction set would not be faster.
+// Two by two, as halves of a Double: the vectors of an instruction set would not be faster. The planes need no alignment.
 template <class Word, class Double>
 void transpose(const void* rows, int64_t pitch, int64_t count, int64_t columns, void* planes, int64_t plane) {
   constexpr int kBits = 8 * sizeof(Word);
@@ -32,8 +31,8 @@ void transpose(const void* rows, int64_t pitch, int64_t count, int64_t columns, 
       memcpy(out + plane + r, &high, sizeof high);
     }
     for (; r < count; ++r) {
-      out[r] = in[r * pitch];
-      if (c + 1 < columns) out[plane + r] = in[r * pitch + 1];
+      memcpy(out + r, in + r * pitch, sizeof(Word));
+      if (c + 1 < columns) memcpy(out + plane + r, in + r * pitch + 1, sizeof(Word));
     }
   }
 }
@@ -104,10 +103,13 @@ void conv2d(const ConvArgs& args, int threads) {
   image.width = (args.out_width - 1) * args.stride_w + (args.kernel_w - 1) * args.dilation_w + 1;
   image.channels = args.channels;
   image.flip = depthwise ? 0 : 0x80;
-  const int64_t elements = args.channels * args.height * args.width;
+  // A wide padding can make the image much larger than x.
+  const int64_t elements = std::max(args.channels * args.height * args.width, image.sample_bytes());
   const int64_t step = std::clamp<int64_t>(kChunk * threads / (elements + 1), 1, args.batch);
-  const int64_t nbytes = step * image.sample_bytes() + kReadBeyond * image.channels + padded_k(k);
-  image.data = static_cast<uint8_t*>(scratch(Slot::image, nbytes));
+  const int64_t image_bytes = step * image.sample_bytes();
+  const int64_t beyond = kRowAlign * image.channels + padded_k(k);  // what a block of rows may read
+  image.data = static_cast<uint8_t*>(scratch(Slot::image, image_bytes + beyond));
+  memset(image.data + image_bytes, 0, static_cast<size_t>(beyond));
   image.scales = static_cast<float*>(scratch(Slot::image_scales, step * 4));
   const float* bias = widened_bias(args);
   for (int64_t first = 0; first < args.batch; first += step) {

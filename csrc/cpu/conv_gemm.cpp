@@ -9,7 +9,6 @@
 namespace octavo {
 namespace {
 
-constexpr int64_t kRowAlign = 16;    // GemmBlock: A is readable in whole AMX tiles
 constexpr int64_t kBlockRows = 192;  // rows gathered at a time
 constexpr int64_t kTallRows = 48;    // rows for each thread from which splitting them pays
 constexpr int64_t kSpanPanels = 16;  // panels whose tile of results stays in L2 until it is transposed
@@ -58,9 +57,9 @@ class WindowProduct {
   void run() {
     const int64_t rows = chunk_.count * pixels_, tile = kernels().gemm->tile_m, panels = panels_of(n_);
     const int64_t row_shares = std::clamp<int64_t>(rows / kTallRows, 1, chunk_.threads);
-    const int64_t column_shares =
-        std::min(divide_up(panels, kStripPanels), divide_up(chunk_.threads, row_shares * args_.groups));
-    const int64_t share_panels = round_up(divide_up(panels, column_shares), kStripPanels);
+    const int64_t wanted = std::min(strips_of(n_), divide_up(chunk_.threads, row_shares * args_.groups));
+    const int64_t share_panels = round_up(divide_up(panels, wanted), kStripPanels);
+    const int64_t column_shares = divide_up(panels, share_panels);  // none is empty
     const int64_t share = divide_up(rows, row_shares);
     const int64_t block = round_up(divide_up(share, divide_up(share, kBlockRows)), tile);
     const int64_t blocks = divide_up(rows, block);

@@ -6,7 +6,6 @@
 namespace octavo {
 namespace {
 
-constexpr int64_t kSlack = 32;          // DepthwiseRow: elements readable beyond the end
 constexpr int64_t kRowGrain = 1 << 18;  // multiply-adds worth filling the ring anew
 
 void widen(const int8_t* q, int64_t n, float* out) {
@@ -19,12 +18,12 @@ void convolve_channels(const ConvChunk& chunk) {
   const ConvArgs& args = chunk.args;
   const ConvImage& image = chunk.image;
   const int64_t c = image.channels, count = args.kernel_h * args.kernel_w, line = image.row_bytes();
-  auto* weights = static_cast<float*>(scratch(Slot::taps, (count * c + 2 * kSlack + c) * 4));
-  auto* colsum = reinterpret_cast<int32_t*>(weights + count * c + kSlack);
+  auto* weights = static_cast<float*>(scratch(Slot::taps, (count * c + 2 * kRowSlack + c) * 4));
+  auto* colsum = reinterpret_cast<int32_t*>(weights + count * c + kRowSlack);
   widen(static_cast<const int8_t*>(args.weight), count * c, weights);
-  memset(colsum, 0, static_cast<size_t>((c + kSlack) * 4));  // nothing to take off
+  memset(colsum, 0, static_cast<size_t>((c + kRowSlack) * 4));  // nothing to take off
   const int64_t reach = (args.kernel_h - 1) * args.dilation_h + 1;
-  const int64_t ring_floats = round_up(reach * line + kSlack, kSlack);
+  const int64_t ring_floats = round_up(reach * line + kRowSlack, kRowSlack);
   auto body = [&](int64_t begin, int64_t end) {
     auto* ring = static_cast<float*>(
         scratch(Slot::rows, ring_floats * 4 + count * static_cast<int64_t>(sizeof(float*))));

@@ -28,12 +28,12 @@ void prefetch_row(const EmbeddingTable& table, const Integers& indices, int64_t 
 
 }  // namespace
 
-int64_t first_outside(const Integers& indices, int64_t entries, int threads) {
+int64_t first_outside(const EmbeddingTable& table, const Integers& indices, int threads) {
   std::atomic<int64_t> first{indices.count};
   auto body = [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t row = at(indices, i);
-      if (row >= 0 && row < entries) continue;
+      if (row >= 0 && row < table.entries) continue;
       int64_t found = first.load();
       while (i < found && !first.compare_exchange_weak(found, i)) {
       }

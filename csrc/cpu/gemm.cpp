@@ -14,7 +14,6 @@ namespace {
 
 constexpr double kSerialWork = 1 << 24;  // below it a second thread does not pay
 constexpr double kReadWork = 64;         // multiply-adds in the time that reading a weight takes
-constexpr int64_t kRowAlign = 16;        // GemmBlock: A is readable in whole AMX tiles
 constexpr int64_t kBlockRows = 192;      // rows staged at a time: 192 * k bytes, in L2 for k up to 10,000
 constexpr int64_t kTallRows = 48;        // rows for each thread from which splitting them pays
 constexpr int64_t kExpandRows = 512;     // the same where each share of rows would expand the weights anew
@@ -35,8 +34,6 @@ void stage_bytes(const LinearArgs& args, int64_t row, int64_t k, uint8_t* out) {
   }
   for (; i < k; ++i) out[i] = a[i * args.a_col_stride] ^ flip;
 }
-
-int64_t strips_of(int64_t n) { return (n + kStripColumns - 1) / kStripColumns; }
 
 class Product {
  public:

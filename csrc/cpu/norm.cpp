@@ -30,17 +30,13 @@ const char* contiguous_row(const FloatRows& x, int64_t row, char* gathered) {
 // Quantizes the row y, of which `top` are the max_bits.
 void quantize_row(const NormArgs& args, int64_t row, const float* y, uint32_t top, bool streaming) {
   const int64_t cols = args.x.cols;
+  const FloatRows view = {y, DType::f32, 1, cols, cols, 1};
   int8_t* data = args.data + row * cols;
   if (!args.zero_point) {
-    args.scale[row] =
-        quantize_symmetric({y, DType::f32, 1, cols, cols, 1}, 0, 0, cols, top, 0, data, streaming);
+    args.scale[row] = quantize_symmetric(view, 0, 0, cols, top, 0, data, streaming);
     return;
   }
-  Range range = {0.0f, 0.0f};
-  kernels().quantize->range(y, DType::f32, nullptr, cols, &range);
-  const Affine affine = asymmetric_affine(range.lo, range.hi);
-  const auto zero = static_cast<float>(affine.zero_point);
-  kernels().quantize->quantize(y, DType::f32, nullptr, cols, affine.inv, zero, -128.0f, 0, data);
+  const Affine affine = quantize_asymmetric(view, 0, 0, cols, 0, data);
   args.scale[row] = affine.scale;
   args.zero_point[row] = affine.zero_point;
 }

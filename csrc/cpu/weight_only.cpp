@@ -31,8 +31,7 @@ class WeightOnly {
   }
 
   void run(int threads) {
-    const int64_t m = args_.x.rows, n = args_.target.n;
-    const int64_t strips = (n + kStripColumns - 1) / kStripColumns;
+    const int64_t m = args_.x.rows, strips = strips_of(args_.target.n);
     for (first_ = 0; first_ < m && strips; first_ += kBlockRows) {
       count_ = std::min(kBlockRows, m - first_);
       exact_products_ = args_.x.dtype == DType::f16 || args_.x.dtype == DType::bf16;

@@ -20,15 +20,20 @@ def _packed(
     x: Tensor, weight: Tensor, weight_scale: Tensor, groups: int, kernel_size: Sequence[int] | None
 ) -> PackedConvWeight:
     """The weight of a call: int8 [N, C / groups, kh, kw], or PackedConvWeight.buffer with its kernel_size."""
+    if groups < 1:
+        raise ValueError(f"groups: expected at least 1, got {groups}")
     scale = weight_scale.reshape(weight_scale.numel())
     if weight.dim() == 4:
         check_dtype(weight, "weight", "int8")
         shape: Sequence[int] = weight.shape
-    elif kernel_size is None or x.dim() != 4:
-        raise ValueError(f"kernel_size: expected two numbers with a packed weight, got {kernel_size}")
+    elif kernel_size is None or len(kernel_size) != 2 or min(kernel_size) < 1 or x.dim() != 4:
+        raise ValueError(
+            f"kernel_size: expected two numbers of at least 1 with a packed weight and x [B, C, H, W], "
+            f"got {kernel_size} and {tuple(x.shape)}"
+        )
     else:
         shape = (scale.shape[0], x.shape[1] // groups, *kernel_size)
-    if shape[0] != scale.shape[0] or groups < 1 or shape[0] % groups:
+    if shape[0] != scale.shape[0] or shape[0] % groups:
         raise ValueError(
             f"weight_scale: expected one for each of {shape[0]} output channels, in {groups} groups, "
             f"got shape {tuple(weight_scale.shape)}"

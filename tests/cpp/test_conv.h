@@ -14,7 +14,8 @@ const ConvShape kConvs[] = {{1, 3, 9, 11, 5, 1, 3, 2, 1, 1, 1},    {2, 17, 7, 7,
                             {1, 16, 12, 5, 16, 16, 5, 1, 2, 2, 3}, {1, 1, 4, 4, 1, 1, 4, 4, 3, 1, 5},
                             {0, 4, 3, 3, 2, 1, 1, 1, 1, 1, 0},     {2, 70, 13, 14, 70, 1, 3, 3, 2, 1, 0},
                             {5, 7, 20, 33, 9, 1, 1, 1, 3, 1, 0},   {1, 100, 3, 3, 100, 100, 2, 2, 1, 1, 0},
-                            {2, 2, 5, 6, 17, 1, 2, 2, 1, 5, 4}};
+                            {2, 2, 5, 6, 17, 1, 2, 2, 1, 5, 4},    {2, 0, 3, 3, 5, 1, 2, 2, 1, 1, 0},
+                            {3, 4, 0, 2, 70, 1, 1, 3, 1, 1, 2},    {2, 5, 0, 0, 5, 5, 3, 3, 2, 1, 3}};
 
 int64_t conv_out(int64_t size, int64_t kernel, const ConvShape& s) {
   return (size + 2 * s.pad - s.dilation * (kernel - 1) - 1) / s.stride + 1;
@@ -53,7 +54,8 @@ void test_conv_driver() {
         args.x_strides[i] = innermost ? pixels[i] : planes[i];
         last += (sizes[i] - 1) * args.x_strides[i];
       }
-      Bytes x = floats(dtype, s.batch ? last + 1 : 0, kValues[variant % 5], shift);
+      const int64_t extent_x = s.batch * s.channels * s.height * s.width == 0 ? 0 : last + 1;
+      Bytes x = floats(dtype, extent_x, kValues[variant % 5], shift);
       Bytes bias = floats(dtype, s.n, Values::normal);
       args.x = x.data();
       args.kernel_h = s.kernel_h;

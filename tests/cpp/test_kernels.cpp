@@ -8,6 +8,7 @@
 #include "../../csrc/parallel.h"
 #include "harness.h"
 #include "test_conv.h"
+#include "test_float_rows.h"
 #include "test_norm.h"
 #include "test_prune.h"
 #include "test_sparse.h"
@@ -483,15 +484,27 @@ int main(int argc, char** argv) {
     const char* name;
     void (*run)();
   } tests[] = {
-      {"conversions", test_conversions},       {"philox", test_philox},
-      {"parallel_for", test_parallel_for},     {"quantize kernels", test_quantize_kernels},
-      {"prune kernels", test_prune_kernels},   {"pattern kernels", test_pattern_kernels},
-      {"norm kernels", test_norm_kernels},     {"gemm kernels", test_gemm_kernels},
-      {"activations", test_activations},       {"quantize driver", test_quantize_driver},
-      {"norm driver", test_norm_driver},       {"conv driver", test_conv_driver},
-      {"prune drivers", test_prune_drivers},   {"linear driver", test_linear_driver},
-      {"shared input", test_shared_input},     {"packing", test_packing},
-      {"sparse kernels", test_sparse_kernels}, {"sparse products", test_sparse_products},
+      {"conversions", test_conversions},
+      {"philox", test_philox},
+      {"parallel_for", test_parallel_for},
+      {"quantize kernels", test_quantize_kernels},
+      {"prune kernels", test_prune_kernels},
+      {"pattern kernels", test_pattern_kernels},
+      {"norm kernels", test_norm_kernels},
+      {"gemm kernels", test_gemm_kernels},
+      {"activations", test_activations},
+      {"quantize driver", test_quantize_driver},
+      {"norm driver", test_norm_driver},
+      {"conv driver", test_conv_driver},
+      {"prune drivers", test_prune_drivers},
+      {"linear driver", test_linear_driver},
+      {"weight-only", test_weight_only},
+      {"embeddings", test_embeddings},
+      {"first outside", test_first_outside},
+      {"shared input", test_shared_input},
+      {"packing", test_packing},
+      {"sparse kernels", test_sparse_kernels},
+      {"sparse products", test_sparse_products},
       {"isa changes", test_isa_changes},
   };
   printf("available:");
