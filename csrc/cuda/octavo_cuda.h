@@ -77,7 +77,7 @@ struct LinearTarget {
 };
 // LinearArgs of octavo.h with these targets.
 struct LinearArgs {
-  bool quantize_x;
+  bool quantize_x, asymmetric_x;
   FloatRows x;
   const void* a;
   bool a_signed;

@@ -234,6 +234,7 @@ inline void check_linear(Harness& t, const LinearCase& shape) {
   args.m = m;
   args.k = k;
   args.quantize_x = t.coin();
+  args.asymmetric_x = args.quantize_x && k <= kMaxKUnsigned && t.coin();
   args.a_signed = t.coin() || k > kMaxKUnsigned;
   const bool tight = t.below(3) == 0, transposed = !tight && t.below(3) == 0;
   const int64_t col_stride = transposed ? m : 1, row_stride = transposed ? 1 : (tight ? k : k + t.below(40));
@@ -259,7 +260,7 @@ inline void check_linear(Harness& t, const LinearCase& shape) {
     args.a_scale = t.below(4) ? a_scale.get() : nullptr;
     args.a_zero_point = t.coin() && k <= kMaxKUnsigned ? zero_point.get() : nullptr;
   }
-  const bool exact = args.quantize_x || (args.a_signed && !args.a_zero_point);
+  const bool exact = args.quantize_x ? !args.asymmetric_x : args.a_signed && !args.a_zero_point;
   std::vector<std::unique_ptr<Target>> targets;
   std::vector<LinearTarget> cpu;
   std::vector<cuda::LinearTarget> cuda_targets;
@@ -272,14 +273,15 @@ inline void check_linear(Harness& t, const LinearCase& shape) {
   args.count = static_cast<int64_t>(cpu.size());
   linear(args, 1);
   cuda::linear(t.context,
-               {args.quantize_x, args.x, args.a, args.a_signed, args.a_row_stride, args.a_col_stride,
-                args.a_scale, args.a_zero_point, m, k, cuda_targets.data(), args.count});
+               {args.quantize_x, args.asymmetric_x, args.x, args.a, args.a_signed, args.a_row_stride,
+                args.a_col_stride, args.a_scale, args.a_zero_point, m, k, cuda_targets.data(), args.count});
   for (const auto& target : targets) {
     t.check_equal(target->cuda_out.get(), target->cpu_out.get(), target->cpu_out.size(),
                   shape.name() +
-                      (args.quantize_x ? " float"
-                       : args.a_signed ? " int8"
-                                       : " uint8") +
+                      (args.asymmetric_x ? " float with zero points"
+                       : args.quantize_x ? " float"
+                       : args.a_signed   ? " int8"
+                                         : " uint8") +
                       ", n " + std::to_string(target->cpu.n) + ", out dtype " +
                       std::to_string(static_cast<int>(target->cpu.out_dtype)));
   }
