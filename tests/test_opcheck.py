@@ -107,6 +107,19 @@ def matrix(sample: Sample) -> None:
         raise UnfitError
 
 
+def images(sample: Sample) -> Any:
+    """[B, C, H, W] of the view's dtype, layout and gradients, for views of two dimensions too."""
+    if len(sample.shape) not in (2, 4):
+        raise UnfitError
+    sample.shape = (2, 4, 5, 6)
+    return sample.floats()
+
+
+def entries(sample: Sample) -> Any:
+    """Numbers below 9, of the view's shape and strides."""
+    return (sample.ints() % 9).long()
+
+
 def groups(sample: Sample) -> dict[str, Any]:
     granularity = sample.one_of("row", "tensor", "group") if sample.shape and sample.cols() else "tensor"
     return {"granularity": granularity, "group_size": 8 if granularity == "group" else None}
@@ -191,6 +204,51 @@ def scaled_int_mm(s: Sample) -> Call:
     return arguments, {"activation": activation, "out_dtype": out_dtype}
 
 
+def weight_only_linear(s: Sample) -> Call:
+    with_rows(s)
+    group_size = s.one_of(None, 8) if s.cols() else None
+    scale = s.scales(5, 1 if group_size is None else s.cols() // group_size)
+    bias = s.floats(5) if s.one_of(True, False) else None
+    keywords = {"activation": s.one_of(None, "gelu"), "out_dtype": s.one_of(None, torch.float16)}
+    return (s.floats(), s.weight(), scale, bias), keywords
+
+
+def int8_conv2d(s: Sample) -> Call:
+    x, groups = images(s), s.one_of(1, 2)
+    bias = s.floats(6) if s.one_of(True, False) else None
+    window = (s.one_of([1, 1], [2, 1]), [1, 0, 2, 1], [1, s.one_of(1, 2)], groups)
+    keywords = {"activation": s.one_of(None, "relu"), "out_dtype": s.one_of(None, torch.bfloat16)}
+    return (x, s.ints(6, x.shape[1] // groups, 2, 3), s.scales(6, 1, 1, 1), bias, *window), keywords
+
+
+def fake_quantized_linear(s: Sample) -> Call:
+    with_rows(s)
+    bias = s.floats(5) if s.one_of(True, False) else None
+    return (s.floats(), s.floats(5, s.cols()), bias), {"symmetric": s.one_of(True, False)}
+
+
+def fake_quantized_conv2d(s: Sample) -> Call:
+    x, groups = images(s), s.one_of(1, 2)
+    weight = s.floats(6, x.shape[1] // groups, 2, 3)
+    return (x, weight, s.floats(6), s.one_of((1, 1), (2, 1)), (1, 0), (1, s.one_of(1, 2)), groups), {}
+
+
+def int8_embedding(s: Sample) -> Call:
+    arguments = (entries(s), s.ints(9, 16), s.scales(9, 1))
+    return arguments, {"out_dtype": getattr(torch, s.dtype)}
+
+
+def int8_embedding_bag(s: Sample) -> Call:
+    if len(s.shape) not in (1, 2):
+        raise UnfitError
+    indices = entries(s)
+    offsets = torch.tensor([0, 3, 3]) if indices.dim() == 1 else None
+    mode = s.one_of("sum", "mean", "max")
+    samples = s.floats(*s.shape, dtype="float32", grad=False) if mode == "sum" else None
+    arguments = (indices, s.ints(9, 16), s.scales(9, 1), offsets, mode, samples, False, s.one_of(None, 2))
+    return arguments, {"out_dtype": getattr(torch, s.dtype)}
+
+
 def prune_mask(s: Sample) -> Call:
     return (s.floats(),), selection(s)
 
@@ -227,6 +285,11 @@ def unpack_mask(s: Sample) -> Call:
 OPS = {
     "dequantize": dequantize,
     "fake_quantize": fake_quantize,
+    "fake_quantized_conv2d": fake_quantized_conv2d,
+    "fake_quantized_linear": fake_quantized_linear,
+    "int8_conv2d": int8_conv2d,
+    "int8_embedding": int8_embedding,
+    "int8_embedding_bag": int8_embedding_bag,
     "int8_linear": int8_linear,
     "int8_linears": int8_linears,
     "int_mm": int_mm,
@@ -243,12 +306,14 @@ OPS = {
     "scaled_int_mm": scaled_int_mm,
     "unpack_mask": unpack_mask,
     "unpack_weight": unpack_weight,
+    "weight_only_linear": weight_only_linear,
 }
 # functions of octavo that are an op under another name
 RENAMED = {"layer_norm_quantize": "norm_quantize", "rms_norm_quantize": "norm_quantize"}
 NOT_OPS = {
     "explain", "force_isa", "get_isa", "get_num_threads", "set_num_threads", "show_config", "use_backend",
-    "prune_model_", "quantize_",
+    "prune_model_", "quantize_", "fuse_", "prepare_qat_", "convert_qat_", "pack_conv_weight",
+    "save", "load", "export_compressed_tensors", "load_compressed_tensors",
 }  # fmt: skip
 
 

@@ -8,6 +8,7 @@ cover what they were computed from, so that nothing finite is clipped.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -72,11 +73,12 @@ def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, bias = ctx.saved_tensors
     needs_x, needs_weight = ctx.needs_input_grad[:2]
     grad_x = grad_weight = grad_bias = None
-    rows = grad.reshape(-1, grad.shape[-1])
+    count = math.prod(x.shape[:-1])
+    rows = grad.reshape(count, grad.shape[-1])
     if needs_x:
         grad_x = (grad @ _fake_quantized(weight, grad.dtype)).to(x.dtype)
     if needs_weight:
-        used = _fake_quantized(x, grad.dtype, ctx.symmetric).reshape(-1, x.shape[-1])
+        used = _fake_quantized(x, grad.dtype, ctx.symmetric).reshape(count, x.shape[-1])
         grad_weight = (rows.t() @ used).to(weight.dtype)
     if bias is not None and ctx.needs_input_grad[2]:
         grad_bias = rows.sum(0, dtype=bias.dtype)

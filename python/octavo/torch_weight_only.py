@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -51,25 +52,25 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: Any, output: 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """Exact: nothing is rounded to int8 but the weight, which is a constant."""
     x, weight, weight_scale, bias = ctx.saved_tensors
-    needs_x, _, needs_scale, needs_bias = ctx.needs_input_grad
-    n, k = weight_scale.shape[0], x.shape[-1]
+    needs_x, _, needs_scale = ctx.needs_input_grad[:3]  # without a bias there is no fourth
+    n, k, count = weight_scale.shape[0], x.shape[-1], math.prod(x.shape[:-1])
+    groups = weight_scale.numel() // n if n else 1
     grad = grad.to(torch.float32)
     if ctx.activation is not None:
         y = weight_only_linear_op(x, weight, weight_scale, bias, out_dtype=torch.float32)
         grad = _ACTIVATION_BACKWARD[ctx.activation](grad, y)
-    grad = grad.reshape(-1, n)
-    rows = x.reshape(-1, k)
+    grad, rows = grad.reshape(count, n), x.reshape(count, k)
     grad_x = grad_scale = grad_bias = None
     if needs_x or needs_scale:
         q = (unpack_weight(weight, n, k) if weight.dim() == 1 else weight).to(torch.float32)
-        q = q.reshape(n, weight_scale.numel() // n if n else 1, -1)
+        q = q.reshape(n, groups, k // groups)
     if needs_x:
-        w = (q * weight_scale.reshape(n, -1, 1)).reshape(n, k)
+        w = (q * weight_scale.reshape(n, groups, 1)).reshape(n, k)
         grad_x = (grad @ w).reshape(x.shape).to(x.dtype)
     if needs_scale:
         products = (grad.t() @ rows.to(torch.float32)).reshape(q.shape)
         grad_scale = (products * q).sum(-1).reshape(weight_scale.shape)
-    if bias is not None and needs_bias:
+    if bias is not None and ctx.needs_input_grad[3]:
         grad_bias = grad.sum(0).to(bias.dtype)
     return grad_x, None, grad_scale, grad_bias
 
