@@ -24,7 +24,7 @@ from .fusion_run import compile_graph
 def fuse_(model: nn.Module, example: Any) -> nn.Module:
     """Lets a model that quantize_ has converted run on fused kernels, in place, and returns it.
 
-    What is fused, and `fusions(model)` lists:
+    What is fused around layers of Int8Dynamic, and `fusions(model)` lists:
     - a linear layer and the relu, gelu (both kinds) or silu after it: in the product's epilogue;
     - linear layers on one input (q, k and v; gate and up): it is quantized once;
     - a LayerNorm or RMSNorm, with the sum of a residual before it, and the linear layers after it: the sum,
