@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from . import files
+from .nn.convert import check_model
 from .nn.linear import Int8Linear
 from .nn.rebuild import kinds
 from .state import ModelOrFactory, as_directory, as_model, fill, tensors_of
@@ -73,8 +74,7 @@ def export_compressed_tensors(
 
 def _float_linears(model: nn.Module) -> list[str]:
     """The names of the Linear layers that stay float, of a model that can be exported."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    check_model(model)
     found, ignore, other = False, [], tuple(kinds().values())
     for fqn, module in model.named_modules(remove_duplicate=False):
         if type(module) is Int8Linear:

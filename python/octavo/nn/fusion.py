@@ -17,6 +17,7 @@ from torch.fx.experimental.symbolic_shapes import SYMPY_INTERP
 
 from ..arrays import needs_dispatcher
 from ..packed import PackedWeight
+from .convert import check_model
 from .fusion_patterns import Fusion, fuse_graph
 from .fusion_run import compile_graph
 
@@ -48,8 +49,7 @@ def fuse_(model: nn.Module, example: Any) -> nn.Module:
     Raises ValueError where the model cannot be captured or nothing can be fused: it says why, and the model
     is unchanged. Fusing submodules, for instance each layer of a decoder, may work then.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    check_model(model)
     if model.training:
         raise ValueError("model: expected one in eval mode, got one in training mode")
     before = model.__dict__.get("forward")

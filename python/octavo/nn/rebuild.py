@@ -4,8 +4,8 @@ The protocol: a module can be saved if octavo.nn exports its class under a name 
 each constructor argument but `device` is also an attribute that means the same: a number, a string, None, a
 dtype, or a tuple of these. `bias` may be a tensor there: what is saved is whether there is one. `dtype` may
 be missing where the tensors of the state dict tell it. Its children, such as the projections of an attention
-layer, are such modules too: `parts` describes them. Made from these on the meta device, a module has the state
-dict that the saved one has; buffers that are not in it have no elements.
+layer, are such modules too: `parts` describes them. Made from these on the meta device, a module has the
+state dict that the saved one has; buffers that are not in it have no elements.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def kinds() -> dict[str, type[nn.Module]]:
 
 
 def describe(module: nn.Module) -> dict[str, Any] | None:
-    """{"kind": ..., "settings": {...}} of an int8 module, with "parts": {name: ...} if it has children; None of
-    another. TypeError for a subclass."""
+    """{"kind": ..., "settings": {...}} of an int8 module, with "parts": {name: ...} if it has children; None
+    of another. TypeError for a subclass."""
     kind = type(module).__name__
     known = kinds()
     if type(module) is not known.get(kind):
