@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,7 @@ from torch.nn.utils import parametrize  # noqa: E402
 
 from octavo import files  # noqa: E402
 from octavo.nn import Int8Linear  # noqa: E402
+from octavo.nn.rebuild import kinds  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -110,7 +113,7 @@ def test_tied_weights_and_shared_modules_are_stored_once_and_stay_tied(tmp_path)
             head.weight = model["embed"].weight
         return model
 
-    model = octavo.quantize_(make(), filter_fn=lambda _, name: name != "head")
+    model = octavo.quantize_(make(), filter_fn=lambda _, name: name not in ("embed", "head"))
     octavo.save(model, tmp_path)
     assert {name for name in stored(tmp_path) if name[0] in "bdh"} == set()
     for other in (make, make(), make(tie=False)):
@@ -120,6 +123,84 @@ def test_tied_weights_and_shared_modules_are_stored_once_and_stay_tied(tmp_path)
         assert loaded["head"].weight is loaded["embed"].weight
         assert loaded["d"].weight is loaded["c"].weight
         assert loaded["embed"].weight.requires_grad
+
+
+ATTENTION = partial(nn.MultiheadAttention, 32, 4, batch_first=True)
+WITH_RANGES = octavo.Int8Static([torch.randn(2, 5, 32)], forward=lambda m, x: m[0](*(x,) * inputs_of(m[0])))
+
+
+def inputs_of(layer):
+    return 3 if hasattr(layer, "out_proj") else 1
+
+
+@pytest.mark.parametrize(
+    ("make", "config"),
+    [
+        (partial(nn.Linear, 32, 6), octavo.Int8Dynamic()),
+        (partial(nn.Linear, 32, 6), octavo.Int8Dynamic(symmetric=False)),
+        (partial(nn.Linear, 32, 6, bias=False), octavo.Int8WeightOnly()),
+        (partial(nn.Linear, 32, 6), octavo.Int8WeightOnly(group_size=8)),
+        (partial(nn.Linear, 32, 6), WITH_RANGES),
+        (partial(nn.Linear, 32, 6), replace(WITH_RANGES, symmetric=True)),
+        (partial(nn.Conv2d, 4, 6, (3, 2), (2, 1), "valid", groups=2), octavo.Int8Dynamic()),
+        (partial(nn.Conv2d, 4, 6, 3, padding=(1, 2), padding_mode="reflect"), octavo.Int8Dynamic()),
+        (partial(nn.Embedding, 9, 12, padding_idx=2), octavo.Int8Dynamic()),
+        (partial(nn.EmbeddingBag, 9, 12, mode="max"), octavo.Int8WeightOnly()),
+        (ATTENTION, octavo.Int8Dynamic()),
+        (ATTENTION, octavo.Int8Dynamic(symmetric=False)),
+        (partial(ATTENTION, bias=False), octavo.Int8WeightOnly(group_size=8)),
+        (ATTENTION, WITH_RANGES),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_int8_layer_comes_back(tmp_path, make, config, dtype):
+    def model():
+        return nn.Sequential(make(dtype=dtype)).eval()
+
+    if isinstance(config, octavo.Int8Static):
+        config = replace(config, data=[x.to(dtype) for x in config.data])
+    x = torch.randint(0, 9, (3, 5)) if hasattr(model()[0], "num_embeddings") else torch.randn(2, 4, 8, 32)
+    x = x.to(dtype) if x.is_floating_point() else x
+    x = x[0] if isinstance(model()[0], nn.MultiheadAttention) else x
+    saved = octavo.quantize_(model(), config)
+    octavo.save(saved, tmp_path)
+    for other in (model(), model):
+        loaded = octavo.load(other, tmp_path)
+        same_state(saved, loaded)
+        assert repr(loaded) == repr(saved)
+        results = [m[0](*(x,) * inputs_of(m[0])) for m in (saved, loaded)]
+        results = [y[0] if isinstance(y, tuple) else y for y in results]
+        assert results[0].dtype == results[1].dtype == dtype
+        assert torch.equal(*results)
+
+
+def test_every_kind_of_int8_layer_is_tested_above():
+    (mark,) = (m for m in test_every_int8_layer_comes_back.pytestmark if m.args[0] == ("make", "config"))
+    seen = {type(m) for make, config in mark.args[1] for m in octavo.quantize_(nn.Sequential(make()), config)}
+    assert set(kinds().values()) == seen
+
+
+def test_parts_of_an_attention_layer_must_be_int8(tmp_path):
+    model = octavo.quantize_(nn.Sequential(ATTENTION()))
+    model[0].q_proj = nn.Linear(32, 32)
+    with pytest.raises(TypeError, match=r"layer '0': q_proj: expected an int8 layer .* got Linear"):
+        octavo.save(model, tmp_path)
+
+
+def test_int8_tables_that_share_their_memory_do_so_again(tmp_path):
+    def make():
+        model = nn.ModuleList([nn.Embedding(9, 16), nn.Embedding(9, 16), nn.Linear(16, 9)]).eval()
+        model[1].weight = model[2].weight = model[0].weight
+        return model
+
+    model = octavo.quantize_(make())
+    octavo.save(model, tmp_path)
+    assert "1.weight" not in stored(tmp_path)
+    loaded = octavo.load(make, tmp_path)
+    same_state(model, loaded)
+    assert loaded[0].weight is loaded[1].weight
+    assert "weight" not in loaded[2]._buffers
 
 
 def test_views_of_one_memory_are_stored_each(tmp_path):
@@ -176,7 +257,7 @@ def test_the_parameters_of_a_factory_take_no_memory(tmp_path):
 
 
 def test_floats_are_mapped_and_training_leaves_the_file_alone(tmp_path):
-    model = quantized()
+    model = octavo.quantize_(Model().eval(), {nn.Linear: octavo.Int8Dynamic()})
     octavo.save(model, tmp_path)
     before = (tmp_path / TENSORS).read_bytes()
     a, b = octavo.load(Model, tmp_path), octavo.load(Model, tmp_path)
@@ -226,7 +307,7 @@ def test_a_weight_is_stored_in_the_smaller_form(tmp_path, kept, sparse):
 def test_what_the_manifest_says(tmp_path):
     octavo.save(quantized(), tmp_path)
     manifest = json.loads((tmp_path / MANIFEST).read_text())
-    settings = {"in_features": 40, "out_features": 24, "bias": True, "activation": None}
+    settings = {"in_features": 40, "out_features": 24, "bias": True, "activation": None, "symmetric": True}
     assert manifest["modules"]["up"] == {"kind": "Int8Linear", "settings": settings}
     assert manifest["file"] == {
         "nbytes": (tmp_path / TENSORS).stat().st_size,

@@ -360,6 +360,7 @@ def test_export_refuses_what_the_form_cannot_hold(tmp_path, monkeypatch):
     fused = Int8Linear.from_float(nn.Linear(4, 4), activation="gelu")
     for model, match in (
         (nn.Sequential(fused), "layer '0': expected no activation.*got 'gelu'"),
+        (nn.Sequential(Int8Linear(4, 4, symmetric=False)), "layer '0': expected symmetric activations"),
         (nn.Sequential(Int8Linear(4, 4), Int8Other()), "layer '1': expected int8 layers to be Int8Linear"),
         (make(), "expected at least one Int8Linear, got none"),
     ):

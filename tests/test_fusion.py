@@ -34,27 +34,26 @@ def without_gradients():
         yield
 
 
-def int8(model, dtype=torch.float32):
+def int8(model, dtype=torch.float32, *, symmetric=True):
     """In eval mode, with norms that do something."""
     for module in model.modules():
         if isinstance(module, nn.LayerNorm | nn.RMSNorm | WrittenRMSNorm) and module.weight is not None:
             nn.init.uniform_(module.weight, 0.5, 2.0)
             if getattr(module, "bias", None) is not None:
                 nn.init.normal_(module.bias)
-    return octavo.quantize_(model.to(dtype).eval())
+    return octavo.quantize_(model.to(dtype).eval(), octavo.Int8Dynamic(symmetric))
 
 
 def linear(layer, x, activation=None):
     """The unfused octavo operation."""
     packed = octavo.pack_weight(layer.weight, layer.weight_scale)
-    return octavo.int8_linear(x, packed, layer.bias, activation=activation)
+    return octavo.int8_linear(x, packed, layer.bias, activation=activation, symmetric=layer.symmetric)
 
 
 def product(layer, quantized, dtype, activation=None):
     packed = octavo.pack_weight(layer.weight, layer.weight_scale)
-    return octavo.scaled_int_mm(
-        quantized.data, quantized.scale, packed, layer.bias, activation=activation, out_dtype=dtype
-    )
+    more = {"a_zero_point": quantized.zero_point, "activation": activation, "out_dtype": dtype}
+    return octavo.scaled_int_mm(quantized.data, quantized.scale, packed, layer.bias, **more)
 
 
 def rewritten_by_dynamo(model, found):
@@ -125,10 +124,11 @@ class Shared(nn.Module):
         return q, self.k(x) * 2, F.silu(self.gate(x)) * q
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_layers_on_one_input_share_its_quantization(dtype):
-    model = int8(Shared(), dtype)
-    x = torch.randn(2, 5, 24, dtype=dtype)
+def test_layers_on_one_input_share_its_quantization(dtype, symmetric):
+    model = int8(Shared(), dtype, symmetric=symmetric)
+    x = torch.randn(2, 5, 24, dtype=dtype) + 1
     q = linear(model.q, x)
     expected = q, linear(model.k, x) * 2, linear(model.gate, x, "silu") * q
     for found, results in by_both_entries(model, x):
@@ -181,12 +181,13 @@ class PreNorm(nn.Module):
         return total + self.down(F.silu(self.gate(y)) * self.up(y))
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", NORMS)
-def test_a_norm_in_front(name, dtype):
-    model = int8(PreNorm(NORMS[name](32)), dtype)
+def test_a_norm_in_front(name, dtype, symmetric):
+    model = int8(PreNorm(NORMS[name](32)), dtype, symmetric=symmetric)
     x, residual = torch.randn(2, 2, 3, 32, dtype=dtype)
-    quantized, total = normalize(model.norm, residual, residual=x)
+    quantized, total = normalize(model.norm, residual, residual=x, symmetric=symmetric)
     gate, up = product(model.gate, quantized, dtype, "silu"), product(model.up, quantized, dtype)
     expected = total + linear(model.down, gate * up)
     torch.testing.assert_close(expected, model(x, residual), rtol=0.1, atol=0.1)
@@ -224,30 +225,6 @@ def test_a_norm_behind(name, dtype):
     for found, y in by_both_entries(model, x, residual):
         assert found == ["activation", "norm"]
         assert torch.equal(y, expected)
-
-
-def test_activations_with_zero_points():
-    """A graph as Int8Dynamic(symmetric=False) gives it, without the layer that makes it."""
-    graph = torch.fx.Graph()
-    layer, x = int8(nn.Sequential(nn.Linear(32, 8)))[0], torch.randn(3, 32)
-    values = {"x": x, "norm": torch.rand(32), "w": layer._stored, "s": layer.weight_scale, "b": layer.bias}
-    nodes = [graph.placeholder(name) for name in values]
-    for node, value in zip(nodes, values.values(), strict=True):
-        node.meta["val"] = value
-    normed = graph.call_function(F.layer_norm, (nodes[0], [32], nodes[1]))
-    product = graph.call_function(
-        torch.ops.octavo.int8_linear.default, (normed, *nodes[2:]), {"symmetric": False}
-    )
-    normed.meta["val"], product.meta["val"] = x, torch.empty(3, 8)
-    graph.output(product)
-    assert [each.kind for each in fusion_patterns.fuse_graph(graph)] == ["norm"]
-    quantized = octavo.layer_norm_quantize(x, values["norm"], symmetric=False)
-    weight = octavo.pack_weight(layer.weight, layer.weight_scale)
-    expected = octavo.scaled_int_mm(
-        quantized.data, quantized.scale, weight, layer.bias, a_zero_point=quantized.zero_point
-    )
-    run = torch.fx.GraphModule({}, graph)
-    assert torch.equal(run(*values.values()), expected)
 
 
 # ---- what must stay ----

@@ -110,6 +110,9 @@ def test_errors_of_a_mapping():
         quantize_(model(), {"head": None})
     with pytest.raises(ValueError, match=r"got none$"):
         quantize_(nn.ReLU())
+    for change in (quantize_, octavo.prepare_qat_, octavo.convert_qat_):
+        with pytest.raises(TypeError, match=r"model: expected a torch\.nn\.Module, got int"):
+            change(3)
 
 
 def test_a_config_without_a_form_leaves_layers_float(monkeypatch):

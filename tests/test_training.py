@@ -500,6 +500,13 @@ def test_shared_layers_stay_shared():
     assert m["a"] is m["b"][0]
 
 
+def test_explain_says_what_makes_them_int8():
+    m = octavo.prune_model_(nn.Sequential(conv(), linear()), sparsity=0.5, keep_masks=True)
+    rows = octavo.explain(prepare_qat_(m))
+    assert {row.why for row in rows} == {"float: fake-quantized; octavo.convert_qat_ makes it int8"}
+    assert len(rows) == 2
+
+
 def test_hooks_and_modes_stay():
     m = model().eval()
     m[0].train()

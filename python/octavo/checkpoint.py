@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from . import __version__, files
 from .masks import pack_mask, unpack_mask
+from .nn.convert import check_model
 from .nn.rebuild import describe, rebuild
 from .state import ModelOrFactory, as_directory, as_model, fill, tensors_of
 
@@ -93,8 +94,7 @@ def load(
 
 def _int8_modules(model: nn.Module) -> tuple[dict[str, Any], dict[str, str]]:
     """The descriptions of octavo's modules by name, and the further names of those with several."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    check_model(model)
     modules: dict[str, Any] = {}
     shared: dict[str, str] = {}
     first: dict[int, str] = {}

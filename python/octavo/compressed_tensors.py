@@ -1,4 +1,4 @@
-"""int8 W8A8 models in the form of the compressed-tensors package, which transformers and vLLM read."""
+"""int8 W8A8 models in the form of the compressed-tensors package, with which transformers reads them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from . import files
+from .nn.convert import check_model
 from .nn.linear import Int8Linear
 from .nn.rebuild import kinds
 from .state import ModelOrFactory, as_directory, as_model, fill, tensors_of
@@ -39,12 +40,13 @@ def export_compressed_tensors(
 ) -> None:
     """Writes a model with Int8Linear layers to `directory`: config.json and model.safetensors.
 
-    transformers and vLLM load it. Each layer is `weight` int8 [N, K], `weight_scale` float32 [N, 1] and
-    `bias`; the rest is stored as it is. transformers rounds the scales to the model's dtype when it loads.
+    transformers loads it, with the compressed-tensors package. Each layer is `weight` int8 [N, K],
+    `weight_scale` float32 [N, 1] and `bias`; the rest is stored as it is. transformers rounds the scales to
+    the model's dtype when it loads.
     base_config: what config.json says beside its quantization_config; by default the configuration of a
         transformers model, and nothing for others.
-    ValueError for a directory that is not empty, for a model without Int8Linear, and for one with other
-    modules of octavo, or with fused activations, which the format cannot hold.
+    ValueError for a directory that is not empty, for a model without Int8Linear, and for one with what this
+    form cannot hold: other modules of octavo, asymmetric activations, activation functions inside layers.
     """
     ignore = _float_linears(model)
     tensors, _ = tensors_of(model)
@@ -72,8 +74,7 @@ def export_compressed_tensors(
 
 def _float_linears(model: nn.Module) -> list[str]:
     """The names of the Linear layers that stay float, of a model that can be exported."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    check_model(model)
     found, ignore, other = False, [], tuple(kinds().values())
     for fqn, module in model.named_modules(remove_duplicate=False):
         if type(module) is Int8Linear:
@@ -83,8 +84,11 @@ def _float_linears(model: nn.Module) -> list[str]:
                     f"model: layer {fqn!r}: expected no activation, which layers of compressed-tensors do "
                     f"not have, got {module.activation!r}; export before layers are fused"
                 )
-            if not getattr(module, "symmetric", True):
-                raise ValueError(f"model: layer {fqn!r}: expected symmetric activations, got symmetric=False")
+            if not module.symmetric:
+                raise ValueError(
+                    f"model: layer {fqn!r}: expected symmetric activations, as W8A8 has them here, got "
+                    "symmetric=False"
+                )
         elif isinstance(module, other):
             raise ValueError(
                 f"model: layer {fqn!r}: expected int8 layers to be Int8Linear, as W8A8 has no others, got "

@@ -116,8 +116,10 @@ def fill(
     state |= {name: tensor_of(first) for name, first in ties.items()}
     _check_state(model, state, inside)
     for fqn, module in modules.items():
-        own = [name for name in names if name.startswith(fqn + "." if fqn else "")]
-        _fill_module(model, fqn, module, {name[len(fqn) + bool(fqn) :]: tensor_of(name) for name in own})
+        prefix, held = fqn + "." if fqn else "", module.state_dict()
+        own = {name: name for name in names if name.startswith(prefix)}
+        own |= {n: first for n, first in tied.items() if n.startswith(prefix) and n[len(prefix) :] in held}
+        _fill_module(model, fqn, module, {n[len(prefix) :]: tensor_of(first) for n, first in own.items()})
     before = [(m, dict(m._parameters), dict(m._buffers), dict(m._modules)) for m in model.modules()]
     try:
         for fqn, module in places.items():
@@ -127,8 +129,8 @@ def fill(
         root = places.get("", model)
         if root is model:
             model.load_state_dict(state, strict=False, assign=True)  # names were checked: modules are filled
-        for name, first in ties.items():
-            _tie(model, name, first)
+        for name, first in tied.items():
+            _tie(root, name, first)
     except BaseException:
         for each, parameters, buffers, children in before:
             each._parameters, each._buffers, each._modules = parameters, buffers, children
@@ -214,7 +216,7 @@ def _tie(model: nn.Module, name: str, first: str) -> None:
     """Makes the parameter or buffer `name` the one that is called `first`."""
     (path, _, attribute), (source_path, _, original) = name.rpartition("."), first.rpartition(".")
     module, source = model.get_submodule(path), model.get_submodule(source_path)
-    if original in source._parameters:
+    if attribute in module._parameters and original in source._parameters:
         module._parameters[attribute] = source._parameters[original]
-    elif original in source._buffers:
+    elif attribute in module._buffers and original in source._buffers:
         module._buffers[attribute] = source._buffers[original]

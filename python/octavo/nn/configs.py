@@ -73,6 +73,8 @@ class Int8Static:
         if not isinstance(self.data, Iterable) or isinstance(self.data, Tensor | Mapping | str):
             got = type(self.data).__name__
             raise TypeError(f"data: expected batches, such as a DataLoader or a list of them, got a {got}")
+        if not isinstance(self.symmetric, bool):
+            raise TypeError(f"symmetric: expected True or False, got {self.symmetric!r}")
         if self.steps is not None and (not isinstance(self.steps, int) or self.steps < 1):
             raise ValueError(f"steps: expected an int >= 1 or None, got {self.steps!r}")
 

@@ -41,8 +41,9 @@ class _Layer(NamedTuple):
 def quantize_(model: nn.Module, config: Configs = DEFAULT, *, filter_fn: Filter | None = None) -> nn.Module:
     """Replaces the layers of `model` that have an int8 form, in place, and returns the model.
 
-    They are torch.nn.Linear, torch.nn.MultiheadAttention, whose projections it decides for, and transformers'
-    Conv1D, which becomes a linear layer with the weight [N, K].
+    They are torch.nn.Linear, Conv2d, Embedding, EmbeddingBag, MultiheadAttention, whose projections it
+    decides for, and transformers' Conv1D, which becomes a linear layer with the weight [N, K]. Convolutions
+    stay float with Int8WeightOnly and Int8Static; embeddings have one form for all configs.
     config: octavo.Int8Dynamic, Int8WeightOnly or Int8Static, for all layers; or a mapping whose keys are
         types of modules, and names, with the wildcards of fnmatch if wanted (`*` matches dots too). The first
         key that fits a layer decides; None leaves the layer float, and so it stays if no key fits.
@@ -55,6 +56,7 @@ def quantize_(model: nn.Module, config: Configs = DEFAULT, *, filter_fn: Filter 
     ValueError if there is nothing to replace, for a name in config that fits no layer, and for a weight with
     NaN or Inf; TypeError for another config. The model is unchanged then.
     """
+    check_model(model)
     rules = _rules(config)
     layers, reasons = _choose(model, rules, filter_fn)
     new = _int8_layers(model, layers, reasons)
@@ -68,6 +70,11 @@ def quantize_(model: nn.Module, config: Configs = DEFAULT, *, filter_fn: Filter 
         if id(module) in reasons:
             setattr(module, REASON, reasons[id(module)])
     return replace(model, new)
+
+
+def check_model(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
 
 
 def replace(model: nn.Module, new: Mapping[int, nn.Module]) -> nn.Module:

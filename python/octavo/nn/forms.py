@@ -70,6 +70,8 @@ def int8_kinds() -> tuple[type[nn.Module], ...]:
 
 def why_float(layer: nn.Module) -> str:
     """Why quantize_ cannot replace this layer, whatever it is told; "" if it can."""
+    if hasattr(layer, "qat_config"):
+        return "float: fake-quantized; octavo.convert_qat_ makes it int8"
     name, base = type(layer).__name__, _base(layer)
     if base is None:
         return f"float: octavo has no int8 form of {name}"

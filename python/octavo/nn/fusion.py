@@ -17,6 +17,7 @@ from torch.fx.experimental.symbolic_shapes import SYMPY_INTERP
 
 from ..arrays import needs_dispatcher
 from ..packed import PackedWeight
+from .convert import check_model
 from .fusion_patterns import Fusion, fuse_graph
 from .fusion_run import compile_graph
 
@@ -24,7 +25,7 @@ from .fusion_run import compile_graph
 def fuse_(model: nn.Module, example: Any) -> nn.Module:
     """Lets a model that quantize_ has converted run on fused kernels, in place, and returns it.
 
-    What is fused, and `fusions(model)` lists:
+    What is fused around layers of Int8Dynamic, and `fusions(model)` lists:
     - a linear layer and the relu, gelu (both kinds) or silu after it: in the product's epilogue;
     - linear layers on one input (q, k and v; gate and up): it is quantized once;
     - a LayerNorm or RMSNorm, with the sum of a residual before it, and the linear layers after it: the sum,
@@ -48,8 +49,7 @@ def fuse_(model: nn.Module, example: Any) -> nn.Module:
     Raises ValueError where the model cannot be captured or nothing can be fused: it says why, and the model
     is unchanged. Fusing submodules, for instance each layer of a decoder, may work then.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    check_model(model)
     if model.training:
         raise ValueError("model: expected one in eval mode, got one in training mode")
     before = model.__dict__.get("forward")

@@ -3,7 +3,8 @@
 The protocol: a module can be saved if octavo.nn exports its class under a name that begins with Int8, and if
 each constructor argument but `device` is also an attribute that means the same: a number, a string, None, a
 dtype, or a tuple of these. `bias` may be a tensor there: what is saved is whether there is one. `dtype` may
-be missing where the tensors of the state dict tell it. Made from these on the meta device, a module has the
+be missing where the tensors of the state dict tell it. Its children, such as the projections of an attention
+layer, are such modules too: `parts` describes them. Made from these on the meta device, a module has the
 state dict that the saved one has; buffers that are not in it have no elements.
 """
 
@@ -25,7 +26,8 @@ def kinds() -> dict[str, type[nn.Module]]:
 
 
 def describe(module: nn.Module) -> dict[str, Any] | None:
-    """{"kind": ..., "settings": {...}} of an int8 module, None of another. TypeError for a subclass."""
+    """{"kind": ..., "settings": {...}} of an int8 module, with "parts": {name: ...} if it has children; None
+    of another. TypeError for a subclass."""
     kind = type(module).__name__
     known = kinds()
     if type(module) is not known.get(kind):
@@ -40,7 +42,13 @@ def describe(module: nn.Module) -> dict[str, Any] | None:
             raise TypeError(f"{name}: expected an attribute, as an argument of {kind} has it, got none")
         value = getattr(module, name)
         settings[name] = _is_there(value) if name == "bias" else _plain(name, value)
-    return {"kind": kind, "settings": settings}
+    description: dict[str, Any] = {"kind": kind, "settings": settings}
+    parts = {name: describe(child) for name, child in module.named_children()}
+    for name, part in parts.items():
+        if part is None:
+            got = type(module.get_submodule(name)).__name__
+            raise TypeError(f"{name}: expected an int8 layer of octavo.nn, as a part of {kind}, got {got}")
+    return description | {"parts": parts} if parts else description
 
 
 def _is_there(bias: object) -> bool:
@@ -72,6 +80,9 @@ def rebuild(description: dict[str, Any]) -> nn.Module:
         elif name == "dtype":
             settings[name] = getattr(torch, value)
     try:
-        return known[kind](**settings, device="meta")
+        module = known[kind](**settings, device="meta")
     except TypeError as error:
         raise ValueError(f"settings: expected those of {kind}, got {settings}: {error}") from error
+    for name, part in description.get("parts", {}).items():
+        module.add_module(name, rebuild(part))
+    return module

@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 from .. import ops
 from ..torch_training import fake_quantized_conv2d, fake_quantized_linear
 from .configs import DEFAULT, Int8Dynamic
-from .convert import Filter, leave_fused_paths, replace
+from .convert import Filter, check_model, leave_fused_paths, replace
 from .linear import Int8Linear
 
 
@@ -76,6 +76,7 @@ def prepare_qat_(
     ValueError if there is nothing to prepare, or for a weight with NaN or Inf; TypeError for another config.
     The model is unchanged then.
     """
+    check_model(model)
     if not isinstance(config, Int8Dynamic):
         raise TypeError(f"config: expected an octavo.Int8Dynamic, got {config!r}")
     chosen = []
@@ -109,6 +110,7 @@ def convert_qat_(model: nn.Module) -> nn.Module:
     nothing to convert, for a weight with NaN or Inf, and for one that a forward hook computes, as
     torch.nn.utils.prune does: make that permanent first (prune.remove). The model is unchanged then.
     """
+    check_model(model)
     new: dict[int, nn.Module] = {}
     for fqn, module in model.named_modules():
         if isinstance(module, FakeQuantizedLinear | FakeQuantizedConv2d):
