@@ -250,7 +250,7 @@ def check_bags(
         if offsets.ndim != 1 or (include_last_offset and not offsets.shape[0]):
             expected = "[B + 1]" if include_last_offset else "[B]"
             raise ValueError(f"offsets: expected shape {expected}, got {tuple(offsets.shape)}")
-        bags = offsets.shape[0] - bool(include_last_offset)
+        bags = offsets.shape[0] - int(include_last_offset)
     if per_sample_weights is not None:
         if mode != "sum":
             raise ValueError(f"per_sample_weights: expected None with mode={mode!r}, got weights")
