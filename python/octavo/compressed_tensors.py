@@ -15,13 +15,16 @@ from torch import Tensor, nn
 
 from . import files
 from .nn.convert import check_model
+from .nn.embedding import Int8Embedding, Int8EmbeddingBag
 from .nn.linear import Int8Linear
 from .nn.rebuild import kinds
+from .quantization import dequantize
 from .state import ModelOrFactory, as_directory, as_model, fill, tensors_of
 
 _CONFIG, _TENSORS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _WEIGHT, _SCALE, _ZERO_POINT = ".weight", ".weight_scale", ".weight_zero_point"
 _FORMAT = "int-quantized"
+_TABLES = (Int8Embedding, Int8EmbeddingBag)
 
 # What a group of layers must say for Int8Linear to compute it: the value written, then others that are read.
 _WEIGHTS: dict[str, tuple[Any, ...]] = {
@@ -41,8 +44,9 @@ def export_compressed_tensors(
     """Writes a model with Int8Linear layers to `directory`: config.json and model.safetensors.
 
     transformers loads it, with the compressed-tensors package. Each layer is `weight` int8 [N, K],
-    `weight_scale` float32 [N, 1] and `bias`; the rest is stored as it is. transformers rounds the scales to
-    the model's dtype when it loads.
+    `weight_scale` float32 [N, 1] and `bias`. Int8 embeddings, which this form does not have, are stored as
+    the floats that they look up, and the rest as it is. transformers rounds the scales to the model's dtype
+    when it loads.
     base_config: what config.json says beside its quantization_config; by default the configuration of a
         transformers model, and nothing for others.
     ValueError for a directory that is not empty, for a model without Int8Linear, and for one with what this
@@ -50,6 +54,10 @@ def export_compressed_tensors(
     """
     ignore = _float_linears(model)
     tensors, _ = tensors_of(model)
+    for fqn, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, _TABLES) and fqn + _SCALE in tensors:
+            scale = tensors.pop(fqn + _SCALE)
+            tensors[fqn + _WEIGHT] = dequantize(module.weight.cpu(), scale[:, 0], dtype=module.dtype)
     config = _base_config(model) if base_config is None else dict(base_config)
     config["quantization_config"] = {
         "quant_method": "compressed-tensors",
@@ -89,7 +97,7 @@ def _float_linears(model: nn.Module) -> list[str]:
                     f"model: layer {fqn!r}: expected symmetric activations, as W8A8 has them here, got "
                     "symmetric=False"
                 )
-        elif isinstance(module, other):
+        elif isinstance(module, other) and not isinstance(module, _TABLES):
             raise ValueError(
                 f"model: layer {fqn!r}: expected int8 layers to be Int8Linear, as W8A8 has no others, got "
                 f"{type(module).__name__}; octavo.save holds them all"
