@@ -343,8 +343,8 @@ inline void test_linear(Harness& t) {
   deep.m = 1;
   deep.k = kMaxKUnsigned + 1;
   const auto run = [&] {
-    cuda::linear(t.context, {deep.quantize_x, deep.x, nullptr, deep.a_signed, 1, 1, nullptr, nullptr, 1,
-                             deep.k, nullptr, 0});
+    cuda::linear(t.context, {deep.quantize_x, deep.asymmetric_x, deep.x, nullptr, deep.a_signed, 1, 1,
+                             nullptr, nullptr, 1, deep.k, nullptr, 0});
   };
   t.check_throws(run, "uint8 A too deep");
   deep.k = kMaxK + 1;
