@@ -327,6 +327,7 @@ inline void test_linear(Harness& t) {
   }
   const auto check_gemm = [&](const LinearCase& shape, int multiprocessors, bool big, bool split) {
     t.context.multiprocessors = multiprocessors;
+    t.context.capability = 90;
     const cuda::GemmPlan plan =
         cuda::plan_gemm(shape.m, shape.n[0], shape.k, multiprocessors, t.context.capability);
     t.check(plan.big == big && (plan.splits > 1) == split, shape.name() + ": the plan that is meant");
@@ -347,6 +348,9 @@ inline void test_linear(Harness& t) {
                              nullptr, nullptr, 1, deep.k, nullptr, 0});
   };
   t.check_throws(run, "uint8 A too deep");
+  deep.quantize_x = deep.asymmetric_x = true;
+  t.check_throws(run, "float A too deep for zero points");
+  deep.quantize_x = deep.asymmetric_x = false;
   deep.k = kMaxK + 1;
   deep.a_signed = true;
   t.check_throws(run, "int8 A too deep");
