@@ -144,7 +144,7 @@ def test_torch_ops_take_buffers_and_rows_without_looking_at_them(on_torch, monke
 def test_layers_store_what_the_kernels_read(on_torch, monkeypatch):
     from octavo import nn
 
-    monkeypatch.setattr(nn, "needs_dispatcher", lambda *_: True)  # as on a device
+    monkeypatch.setattr(nn.linear, "needs_dispatcher", lambda *_: True)  # as on a device
     for k, packed in ((48, False), (40, True)):
         source = torch.nn.Linear(k, 24)
         layer = nn.Int8Linear.from_float(source)
