@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,11 +13,12 @@ from ..arrays import needs_dispatcher
 from ..convolution import PackedConvWeight, as_window, pack_conv, unpack_conv
 from ..linear import ACTIVATIONS
 from .configs import DEFAULT, Config, check_config
+from .packed import PackedModule
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
-class Int8Conv2d(nn.Module):
+class Int8Conv2d(PackedModule):
     """activation(conv2d(x, weight) + bias) with an int8 weight; x is quantized per sample on the fly.
 
     The arguments are those of torch.nn.Conv2d, and octavo.int8_conv2d's activation; x is [B, C, H, W]. A
@@ -29,9 +29,6 @@ class Int8Conv2d(nn.Module):
     """
 
     kernel = "int8_conv2d"
-    weight_scale: Tensor
-    bias: nn.Parameter | None
-    _stored: Tensor
     _checked: tuple[Tensor, Tensor, PackedConvWeight] | None = None  # buffers after checks
 
     def __init__(
@@ -113,12 +110,11 @@ class Int8Conv2d(nn.Module):
         kh, kw = self.kernel_size
         return self.out_channels, self.in_channels // self.groups, kh, kw
 
-    @property
-    def weight(self) -> Tensor:
-        """int8 [N, C / groups, kh, kw], a new tensor where the weight is stored packed."""
-        stored = self._stored
-        if stored.dim() == 4:
-            return stored
+    def _packed(self, weight: Tensor) -> Tensor:
+        packed: Tensor = pack_conv(weight, self.groups)
+        return packed
+
+    def _unpacked(self, stored: Tensor) -> Tensor:
         weight: Tensor = unpack_conv(stored, self._shape, self.groups)
         return weight
 
@@ -163,44 +159,3 @@ class Int8Conv2d(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_checked"}
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Int8Conv2d:
-        scale, device = self.weight_scale, self._stored.device
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self.weight_scale.dtype != torch.float32:  # scales are float32 whatever the model's dtype
-            self.weight_scale = scale.to(self.weight_scale.device)
-        if self._stored.device.type != device.type:
-            self._stored = pack_conv(self.weight, self.groups)
-        return self
-
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        destination[prefix + "weight"] = self.weight
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        key = prefix + "weight"
-        rest = {name: value for name, value in state_dict.items() if name != key}
-        super()._load_from_state_dict(
-            rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
-        self.weight_scale = self.weight_scale.to(torch.float32)  # assign=True takes what the checkpoint has
-        if key not in state_dict:
-            if strict:
-                missing_keys.append(key)
-            return
-        weight = state_dict[key]
-        if weight.dtype != torch.int8 or tuple(weight.shape) != self._shape:
-            error_msgs.append(f"{key}: expected int8 {self._shape}, got {weight.dtype} {tuple(weight.shape)}")
-            return
-        assign = local_metadata.get("assign_to_params_buffers", False)
-        device = weight.device if assign else self._stored.device
-        self._stored = pack_conv(weight.detach().to(device), self.groups)  # packing copies

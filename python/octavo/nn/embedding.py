@@ -171,7 +171,7 @@ class Int8EmbeddingBag(_Int8Table):
     def forward(
         self, indices: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
     ) -> Tensor:
-        weight, dtype = self.weight, self._like.dtype
+        weight, dtype = self.weight, self.dtype
         arguments = (
             indices,
             weight,

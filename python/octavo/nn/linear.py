@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,24 +12,20 @@ from ..arrays import needs_dispatcher, on_cuda
 from ..linear import ACTIVATIONS, CUDA_ROW
 from ..packed import PackedWeight, pack_buffer
 from .configs import DEFAULT, Int8Dynamic, Int8WeightOnly, check_config
+from .packed import PackedModule
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class PackedLinear(nn.Module):
-    """What linear layers with an int8 weight share: what they hold, save, load and move.
+class PackedLinear(PackedModule):
+    """What linear layers with an int8 weight share.
 
     The state dict holds the logical values: `weight` int8 [N, K], `weight_scale` float32 [N, G] (one scale
     for each of G groups of a row's weights) and `bias`. In memory there is one copy of the weight, packed for
     the kernels on the CPU, and on a GPU where rows are not whole multiples of 16 bytes, else plain; `weight`
     unpacks it. `.to(dtype)` casts the bias only: every float dtype is taken, and returned.
     """
-
-    kernel: str  # for octavo.explain
-    weight_scale: Tensor
-    bias: nn.Parameter | None
-    _stored: Tensor
 
     def __init__(
         self,
@@ -69,12 +64,14 @@ class PackedLinear(nn.Module):
         return new.train(linear.training)
 
     @property
-    def weight(self) -> Tensor:
-        """int8 [N, K], a new tensor where the weight is stored packed."""
-        stored = self._stored
-        if stored.dim() == 2:
-            return stored
-        weight: Tensor = torch_ops.unpack_weight(stored, self.out_features, self.in_features)
+    def _shape(self) -> tuple[int, int]:
+        return self.out_features, self.in_features
+
+    def _packed(self, weight: Tensor) -> Tensor:
+        return _stored_form(weight)
+
+    def _unpacked(self, stored: Tensor) -> Tensor:
+        weight: Tensor = torch_ops.unpack_weight(stored, *self._shape)
         return weight
 
     def extra_repr(self) -> str:
@@ -82,47 +79,6 @@ class PackedLinear(nn.Module):
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
         )
         return text if self.activation is None else f"{text}, activation={self.activation!r}"
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedLinear:
-        scale, device = self.weight_scale, self._stored.device
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self.weight_scale.dtype != torch.float32:  # scales are float32 whatever the model's dtype
-            self.weight_scale = scale.to(self.weight_scale.device)
-        if self._stored.device.type != device.type:
-            self._stored = _stored_form(self.weight)
-        return self
-
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        destination[prefix + "weight"] = self.weight
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        key = prefix + "weight"
-        rest = {name: value for name, value in state_dict.items() if name != key}
-        super()._load_from_state_dict(
-            rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
-        self.weight_scale = self.weight_scale.to(torch.float32)  # assign=True takes what the checkpoint has
-        if key not in state_dict:
-            if strict:
-                missing_keys.append(key)
-            return
-        weight, shape = state_dict[key], (self.out_features, self.in_features)
-        if weight.dtype != torch.int8 or tuple(weight.shape) != shape:
-            error_msgs.append(f"{key}: expected int8 {shape}, got {weight.dtype} {tuple(weight.shape)}")
-            return
-        assign = local_metadata.get("assign_to_params_buffers", False)
-        device = weight.device if assign else self._stored.device
-        self._stored = _stored_form(weight.detach().to(device, copy=device.type != "cpu"))  # packing copies
 
 
 class Int8Linear(PackedLinear):
