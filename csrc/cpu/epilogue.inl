@@ -24,6 +24,13 @@ inline void store_lanes(T* p, F32 v, int lanes) {
   }
 }
 
+// Two whole vectors; vec_avx512.h has a shorter way for bf16.
+template <class T>
+inline void store_pair(T* p, F32 a, F32 b) {
+  store(p, a);
+  store(p + kLanes, b);
+}
+
 inline F32 load_lanes(const float* p, int lanes) { return lanes == kLanes ? load(p) : load_n(p, lanes); }
 
 // Rows [row, row + rows) of kVectors vectors of columns from `column` on; their sums lie at acc[r * stride]. Only a single
@@ -84,11 +91,17 @@ void finish_strip(const Epilogue& e, const Strip& s) {
   const float* row_scale = e.row_scale + s.row;
   const int32_t* acc = s.acc;
   for (int r = 0; r < s.rows; ++r, out += out_stride, acc += s.stride) {
+    F32 y[kVectors];
     OCTAVO_UNROLL
     for (int v = 0; v < kVectors; ++v) {
-      F32 y = mul(mul(to_f32(c.exact_sum(acc, r, v)), scale[v]), set1(row_scale[r]));
-      if (has_bias) y = add(y, bias[v]);
-      store_lanes(out + v * kLanes, activate<kActivation>(y), s.lanes);
+      y[v] = mul(mul(to_f32(c.exact_sum(acc, r, v)), scale[v]), set1(row_scale[r]));
+      if (has_bias) y[v] = add(y[v], bias[v]);
+      y[v] = activate<kActivation>(y[v]);
+    }
+    if constexpr (kVectors == 2) {
+      store_pair(out, y[0], y[1]);
+    } else {
+      store_lanes(out, y[0], s.lanes);
     }
   }
 }

@@ -178,16 +178,12 @@ inline F32 min(F32 a, F32 b) { return _mm256_min_ps(a, b); }
 inline F32 max(F32 a, F32 b) { return _mm256_max_ps(a, b); }
 inline F32 round(F32 v) { return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 inline F32 abs(F32 v) { return _mm256_and_ps(v, _mm256_castsi256_ps(_mm256_set1_epi32(0x7FFFFFFF))); }
-inline Mask is_negative(F32 v) {
-  return {_mm256_castsi256_ps(_mm256_srai_epi32(_mm256_castps_si256(v), 31))};
-}
 inline Mask is_finite(F32 v) {
   return {_mm256_cmp_ps(abs(v), _mm256_castsi256_ps(_mm256_set1_epi32(kInfKey)), _CMP_LT_OQ)};
 }
 inline Mask less_equal(F32 a, F32 b) { return {_mm256_cmp_ps(a, b, _CMP_LE_OQ)}; }
 inline Mask is_ordered(F32 v) { return {_mm256_cmp_ps(v, v, _CMP_ORD_Q)}; }
 inline F32 keep(Mask m, F32 v) { return _mm256_and_ps(m.m, v); }
-inline F32 select(Mask m, F32 a, F32 b) { return _mm256_blendv_ps(b, a, m.m); }
 inline float reduce_min(F32 v) {
   __m128 r = _mm_min_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
   r = _mm_min_ps(r, _mm_movehl_ps(r, r));

@@ -59,13 +59,24 @@ inline void store_n(f16* p, F32 v, int n) {
   _mm256_mask_storeu_epi16(p, first_lanes(n),
                            _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
-inline void store_n(bf16* p, F32 v, int n) {
+// A bfloat16 in the upper half of each lane; below it, anything.
+inline __m512i round_to_bf16(F32 v) {
   const __m512i u = _mm512_castps_si512(v);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
-  __m512i h = _mm512_srli_epi32(_mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF))), 16);
+  const __m512i h = _mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF)));
   const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
-  h = _mm512_mask_or_epi32(h, nan, _mm512_srli_epi32(u, 16), _mm512_set1_epi32(0x40));
+  return _mm512_mask_or_epi32(h, nan, u, _mm512_set1_epi32(0x400000));
+}
+inline void store_n(bf16* p, F32 v, int n) {
+  const __m512i h = _mm512_srli_epi32(round_to_bf16(v), 16);
   _mm256_mask_storeu_epi16(p, first_lanes(n), _mm512_cvtepi32_epi16(h));
+}
+inline void store_pair(bf16* p, F32 a, F32 b) {
+  alignas(64) static constexpr uint16_t kUpper[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21,
+                                                      23, 25, 27, 29, 31, 33, 35, 37, 39, 41, 43,
+                                                      45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
+  const __m512i upper = _mm512_load_si512(kUpper);
+  _mm512_storeu_si512(p, _mm512_permutex2var_epi16(round_to_bf16(a), upper, round_to_bf16(b)));
 }
 inline void store_n(double* p, F32 v, int n) {
   _mm512_mask_storeu_pd(p, static_cast<__mmask8>(first_lanes(n)), _mm512_cvtps_pd(_mm512_castps512_ps256(v)));
@@ -135,14 +146,12 @@ inline F32 min(F32 a, F32 b) { return _mm512_min_ps(a, b); }
 inline F32 max(F32 a, F32 b) { return _mm512_max_ps(a, b); }
 inline F32 round(F32 v) { return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 inline F32 abs(F32 v) { return _mm512_abs_ps(v); }
-inline Mask is_negative(F32 v) { return _mm512_movepi32_mask(_mm512_castps_si512(v)); }
 inline Mask is_finite(F32 v) {
   return _mm512_cmp_ps_mask(abs(v), _mm512_castsi512_ps(_mm512_set1_epi32(kInfKey)), _CMP_LT_OQ);
 }
 inline Mask less_equal(F32 a, F32 b) { return _mm512_cmp_ps_mask(a, b, _CMP_LE_OQ); }
 inline Mask is_ordered(F32 v) { return _mm512_cmp_ps_mask(v, v, _CMP_ORD_Q); }
 inline F32 keep(Mask m, F32 v) { return _mm512_maskz_mov_ps(m, v); }
-inline F32 select(Mask m, F32 a, F32 b) { return _mm512_mask_blend_ps(m, b, a); }
 inline float reduce_min(F32 v) { return _mm512_reduce_min_ps(v); }
 inline float reduce_max(F32 v) { return _mm512_reduce_max_ps(v); }
 

@@ -170,12 +170,10 @@ inline F32 min(F32 a, F32 b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
 inline F32 max(F32 a, F32 b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
 inline F32 round(F32 v) { return vrndnq_f32(v); }
 inline F32 abs(F32 v) { return vabsq_f32(v); }
-inline Mask is_negative(F32 v) { return {vcltzq_s32(vreinterpretq_s32_f32(v))}; }
 inline Mask is_finite(F32 v) { return {vcltq_u32(bits(vabsq_f32(v)), vdupq_n_u32(kInfKey))}; }
 inline Mask less_equal(F32 a, F32 b) { return {vcleq_f32(a, b)}; }
 inline Mask is_ordered(F32 v) { return {vceqq_f32(v, v)}; }
 inline F32 keep(Mask m, F32 v) { return floats(vandq_u32(m.m, bits(v))); }
-inline F32 select(Mask m, F32 a, F32 b) { return vbslq_f32(m.m, a, b); }
 inline float reduce_min(F32 v) { return vminvq_f32(v); }
 inline float reduce_max(F32 v) { return vmaxvq_f32(v); }
 

@@ -99,12 +99,10 @@ inline F32 min(F32 a, F32 b) { return a < b ? a : b; }  // b if either is NaN, a
 inline F32 max(F32 a, F32 b) { return a > b ? a : b; }
 inline F32 round(F32 v) { return round_even(v); }
 inline F32 abs(F32 v) { return float_of(bits_of(v) & 0x7FFFFFFFu); }
-inline Mask is_negative(F32 v) { return bits_of(v) >> 31; }
 inline Mask is_finite(F32 v) { return (bits_of(v) & 0x7FFFFFFFu) < kInfKey; }
 inline Mask less_equal(F32 a, F32 b) { return a <= b; }
 inline Mask is_ordered(F32 v) { return v == v; }
 inline F32 keep(Mask m, F32 v) { return m ? v : 0.0f; }  // 0 elsewhere
-inline F32 select(Mask m, F32 a, F32 b) { return m ? a : b; }
 inline float reduce_min(F32 v) { return v; }
 inline float reduce_max(F32 v) { return v; }
 

@@ -22,10 +22,8 @@ OCTAVO_LANES_FN F32 fma(F32 a, F32 b, F32 c) { return __fmaf_rn(a, b, c); }
 OCTAVO_LANES_FN F32 min(F32 a, F32 b) { return a < b ? a : b; }  // b if either is NaN
 OCTAVO_LANES_FN F32 max(F32 a, F32 b) { return a > b ? a : b; }
 OCTAVO_LANES_FN F32 abs(F32 v) { return float_of(bits_of(v) & 0x7FFFFFFFu); }
-OCTAVO_LANES_FN Mask is_negative(F32 v) { return bits_of(v) >> 31; }
 OCTAVO_LANES_FN Mask less_equal(F32 a, F32 b) { return a <= b; }
 OCTAVO_LANES_FN F32 keep(Mask m, F32 v) { return m ? v : 0.0f; }
-OCTAVO_LANES_FN F32 select(Mask m, F32 a, F32 b) { return m ? a : b; }
 OCTAVO_LANES_FN F32 bits_to_exponent(F32 v) { return float_of(bits_of(v) << 23); }
 
 }  // namespace
