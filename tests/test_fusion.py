@@ -227,6 +227,41 @@ def test_a_norm_behind(name, dtype):
         assert torch.equal(y, expected)
 
 
+class Attending(nn.Module):
+    """Attentions under one mask, that look at the same tokens."""
+
+    def __init__(self, count):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.ModuleList(nn.Linear(32, 32) for _ in range(3)) for _ in range(count))
+
+    def forward(self, x, mask, between=False):
+        mask = mask[:, None]
+        for layers in self.layers:
+            q, k, v = (layer(x).unflatten(-1, (2, 16)).transpose(1, 2) for layer in layers)
+            x = F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2)
+            if between:
+                mask.logical_not_()
+        return x
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_attentions_share_the_conversion_of_their_mask(dtype):
+    model, x = int8(Attending(3), dtype), torch.randn(2, 5, 32, dtype=dtype)
+    mask = torch.rand(2, 5, 5) > 0.4
+    mask[0, 2] = False  # a token that sees nothing
+    expected = model(x, mask)
+    for found, y in by_both_entries(model, x, mask):
+        assert found == ["shared input"] * 3 + ["mask"]
+        assert torch.equal(y, expected)
+
+
+def test_masks_that_stay():
+    x, mask = torch.randn(2, 5, 32), torch.rand(2, 5, 5) > 0.4
+    assert kinds(int8(Attending(1)), x, mask) == ["shared input"]  # there is nothing to share
+    assert kinds(int8(Attending(2)), x, mask.float()) == ["shared input"] * 2
+    assert kinds(int8(Attending(2)), x, mask, True) == ["shared input"] * 2  # it changes in between
+
+
 # ---- what must stay ----
 
 

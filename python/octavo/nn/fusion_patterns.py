@@ -26,8 +26,8 @@ __all__ = ["Fusion", "fuse_graph"]
 
 @dataclass(frozen=True)
 class Fusion:
-    """One rewriting: its kind ("activation", "shared input" or "norm"), the layers that it took, and what
-    became of them."""
+    """One rewriting: its kind ("activation", "shared input", "norm" or "mask"), the layers that it took, and
+    what became of them."""
 
     kind: str
     layers: tuple[str, ...]
@@ -38,6 +38,8 @@ def fuse_graph(graph: Graph) -> list[Fusion]:
     """Rewrites the graph in place. Nodes need values (FakeTensors) in their meta; gradients are lost."""
     _drop_identities(graph)
     found = [*_fuse_activations(graph), *_fuse_norms(graph), *_fuse_shared_inputs(graph)]
+    if found:
+        found += _convert_masks(graph)
     # torch.fx takes methods for pure
     graph.eliminate_dead_code(lambda node: node.is_impure() or _mutates(node))
     graph.lint()
@@ -63,6 +65,7 @@ _SPELLINGS: dict[str, tuple[Any, ...]] = {
     "layer_norm": (F.layer_norm, torch.layer_norm, _aten.layer_norm.default),
     "rms_norm": (F.rms_norm, torch.rms_norm, _aten.rms_norm.default),
     "int8_linear": (torch_ops.int8_linear_op, _octavo.int8_linear),
+    "attention": (F.scaled_dot_product_attention, _aten.scaled_dot_product_attention.default),
     "slice": (_aten.slice.Tensor,),
     "check": (_aten._assert_tensor_metadata.default,),
 }
@@ -432,3 +435,30 @@ _NORMS: dict[str, Callable[[Node], _Norm | None]] = {
     "rms_norm": _match_rms_norm,
     "mul": _match_written_rms_norm,
 }
+
+
+# ---- (d) attention ----
+
+
+def _convert_masks(graph: Graph) -> Iterator[Fusion]:
+    """A boolean mask of several attentions becomes what is added to their scores once: each would do that."""
+    for mask in list(graph.nodes):
+        value = _value(mask)
+        if value is None or value.dtype != torch.bool or _mutates(mask):
+            continue
+        alike: dict[torch.dtype, list[Node]] = {}
+        for user in mask.users:
+            query = _value(user.args[0]) if _name(user) == "attention" and user.args else None
+            if query is not None and _argument(user, 3, "attn_mask") is mask:
+                alike.setdefault(query.dtype, []).append(user)
+        for dtype, attentions in alike.items():
+            attentions = _ordered(graph, attentions)
+            if len(attentions) < 2 or not _is_still(mask, attentions[-1]):
+                continue
+            with graph.inserting_before(attentions[0]):
+                added = graph.call_function(_aten.where.Scalar, (mask, 0.0, -math.inf))
+                added = graph.call_function(_aten.to.dtype, (added, dtype))
+            for each in attentions:
+                each.replace_input_with(mask, added)
+            note = f"one conversion of the mask to {dtype} for {len(attentions)} attentions"
+            yield Fusion("mask", tuple(map(_layer, attentions)), note)
