@@ -13,7 +13,7 @@ F, nn = torch.nn.functional, torch.nn
 
 import octavo  # noqa: E402
 import octavo.nn  # noqa: E402
-from octavo.nn import fusion_patterns  # noqa: E402
+from octavo.nn import fusion_patterns, fusion_run  # noqa: E402
 from octavo.nn.dynamo import backend  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.export's and inductor's own
@@ -135,6 +135,14 @@ def test_layers_on_one_input_share_its_quantization(dtype, symmetric):
         assert found == ["activation", "shared input"]
         for y, wanted in zip(results, expected, strict=True):
             assert torch.equal(y, wanted)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_what_is_fused_does_not_go_through_the_dispatcher(symmetric):
+    model = int8(nn.Sequential(nn.Linear(24, 24), nn.ReLU(), Shared()), symmetric=symmetric)
+    graph = octavo.fuse_(model, torch.randn(5, 24)).forward._run.__self__.graph
+    assert not [node for node in graph.nodes if str(node.target).startswith("octavo.")]
+    assert sum(node.target in (fusion_run._linear, fusion_run._linears) for node in graph.nodes) == 2
 
 
 class WrittenRMSNorm(nn.Module):
@@ -620,7 +628,7 @@ def test_bert():
     config = transformers.BertConfig(
         vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4
     )
-    compare(int8(transformers.BertModel(config)), ["activation"] * 2 + ["norm"] * 4)
+    compare(int8(transformers.BertModel(config)), ["activation"] * 2 + ["norm"] * 4 + ["mask"])
 
 
 def test_llama():
@@ -630,4 +638,4 @@ def test_llama():
         num_key_value_heads=2, use_cache=False,
     )  # fmt: skip
     model = int8(transformers.LlamaForCausalLM(config))
-    compare(model, ["activation"] * 2 + ["norm"] * 5, other=(4, 9))
+    compare(model, ["activation"] * 2 + ["norm"] * 5 + ["mask"], other=(4, 9))

@@ -74,20 +74,23 @@ def _is_packed(weight: Tensor) -> bool:
 
 def _goes_short(node: Node) -> bool:
     """Whether it asks for nothing but what the functions below take."""
-    return node.target is _octavo.scaled_int_mm.default or not set(node.kwargs) - {"activation"}
+    return node.target is _octavo.scaled_int_mm.default or not set(node.kwargs) - {"activation", "symmetric"}
 
 
 # ---- the functions, and what they take from a node of the dispatcher's ----
 
 
-def _linear(x: Tensor, weight: PackedWeight, bias: Tensor | None, activation: str | None) -> Tensor:
-    result: Tensor = ops._int8_linear(x, weight, None, bias, activation)
+def _linear(
+    x: Tensor, weight: PackedWeight, bias: Tensor | None, activation: str | None, symmetric: bool
+) -> Tensor:
+    result: Tensor = ops._int8_linear(x, weight, None, bias, activation, symmetric=symmetric)
     return result
 
 
 def _linear_of(node: Node) -> tuple[Any, tuple[Any, ...]]:
     x, weight, _, *bias = node.args
-    return _linear, (x, weight, bias[0] if bias else None, node.kwargs.get("activation"))
+    options = node.kwargs.get("activation"), node.kwargs.get("symmetric", True)
+    return _linear, (x, weight, bias[0] if bias else None, *options)
 
 
 def _linears(
@@ -95,14 +98,16 @@ def _linears(
     weights: Sequence[PackedWeight],
     biases: Sequence[Tensor | None],
     activations: Sequence[str | None],
+    symmetric: bool,
 ) -> list[Tensor]:
-    return ops._int8_linears(x, weights, None, biases, activations)
+    return ops._int8_linears(x, weights, None, biases, activations, symmetric=symmetric)
 
 
 def _linears_of(node: Node) -> tuple[Any, tuple[Any, ...]]:
     x, weights, _, biases, activations = node.args
     given = [bias if bias.op == "placeholder" else None for bias in biases]  # type: ignore[union-attr]
-    return _linears, (x, weights, given, [name or None for name in activations])  # type: ignore[union-attr]
+    names = [name or None for name in activations]  # type: ignore[union-attr]
+    return _linears, (x, weights, given, names, node.kwargs.get("symmetric", True))
 
 
 def _product(
