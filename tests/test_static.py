@@ -321,11 +321,12 @@ def test_errors_of_the_config():
     for data in (3, torch.zeros(3, 40), {"a": torch.zeros(1)}):
         with pytest.raises(TypeError, match="data: expected batches, such as a DataLoader or a list of them"):
             Int8Static(data)
-    with pytest.raises(TypeError, match="symmetric: expected True or False, got 3"):
-        Int8Static([], symmetric=3)
-    for steps in (0, 1.5):
-        with pytest.raises(ValueError, match="steps: expected an int >= 1 or None"):
-            Int8Static([], steps=steps)
+    for wrong in ({"symmetric": 3}, {"progress": None}, {"forward": "x"}, {"steps": True}, {"steps": 1.5}):
+        ((name, value),) = wrong.items()
+        with pytest.raises(TypeError, match=f"^{name}: expected .*, got {value!r}$"):
+            Int8Static([], **wrong)
+    with pytest.raises(ValueError, match="steps: expected an int >= 1 or None, got 0"):
+        Int8Static([], steps=0)
     with pytest.raises(ValueError, match="data: expected at least one batch, got none"):
         quantize_(model(), Int8Static([]))
     with pytest.raises(ValueError, match="expected a model with values, for calibration"):

@@ -68,6 +68,7 @@ def fuse_(model: nn.Module, example: Any) -> nn.Module:
 
 def unfuse_(model: nn.Module) -> nn.Module:
     """Gives a model that fuse_ has changed its own forward back; nothing happens to others."""
+    check_model(model)
     if isinstance(model.__dict__.get("forward"), _Fused):
         del model.forward
     return model
@@ -75,6 +76,7 @@ def unfuse_(model: nn.Module) -> nn.Module:
 
 def fusions(model: nn.Module) -> list[Fusion]:
     """What fuse_ has fused in a model and in its submodules, in the order of their graphs."""
+    check_model(model)
     found = []
     for name, module in model.named_modules():
         forward = module.__dict__.get("forward")
