@@ -335,6 +335,20 @@ def test_errors_of_the_config():
         Int8StaticLinear.from_float(nn.Linear(3, 3), octavo.Int8Dynamic(), input_range=(0.0, 1.0))
 
 
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.export's own
+def test_fuse_names_the_layers_that_it_leaves_as_they_are():
+    x, weight_only = torch.randn(4, 40), octavo.Int8WeightOnly()
+    for config, got in (
+        (Int8Static([x]), "only Int8StaticLinear, which fuse_ leaves as they are"),
+        ({"0": weight_only, "2": Int8Static([x])}, "only Int8StaticLinear, Int8WeightOnlyLinear, which"),
+        ({"0": weight_only, "2": octavo.Int8Dynamic()}, "none$"),
+    ):
+        m = quantize_(model(), config)
+        with pytest.raises(ValueError, match=rf"expected layers of octavo.Int8Dynamic .* fused, got {got}"):
+            octavo.fuse_(m, x)
+
+
 # ---- progress ----
 
 
