@@ -146,7 +146,7 @@ def _linear_gradients(
         w = (unpack_weight(weight, n, k) if weight.dim() == 1 else weight).to(torch.float32)
         grad_x = grad @ (w * weight_scale.reshape(n, 1))
     if needs_scale:
-        ones = torch.ones_like(weight_scale)
+        ones = torch.ones_like(weight_scale)  # the product is linear in its scale
         unscaled = int8_linear_op(x, weight, ones, out_dtype=torch.float32, symmetric=symmetric)
         grad_scale = (grad * unscaled).reshape(-1, n).sum(0).reshape(weight_scale.shape)
     if bias is not None and needs_bias:

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from .. import ops, torch_convolution
 from ..arrays import needs_dispatcher
-from ..convolution import PackedConvWeight, as_window, pack_conv, unpack_conv
+from ..convolution import PackedConvWeight, Window, as_window, pack_conv, unpack_conv
 from ..linear import ACTIVATIONS
 from .configs import DEFAULT, Config, check_config
 from .packed import PackedModule
@@ -126,7 +126,7 @@ class Int8Conv2d(PackedModule):
         if self.padding_mode != "zeros":
             top, bottom, left, right = window.padding
             x = functional.pad(x, (left, right, top, bottom), mode=self.padding_mode)
-            window = window._replace(padding=(0, 0, 0, 0))
+            window = Window(window.stride, (0, 0, 0, 0), window.dilation)
         if needs_dispatcher(x, stored, bias):
             y: Tensor = torch_convolution.int8_conv2d_op(
                 x,
