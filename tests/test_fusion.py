@@ -546,8 +546,9 @@ def test_unfuse_and_fuse_again():
 
 def test_errors():
     model, x = block(), torch.randn(2, 3, 32)
-    with pytest.raises(TypeError, match=r"model: expected a torch.nn.Module"):
-        octavo.fuse_(F.relu, x)
+    for call in (lambda m: octavo.fuse_(m, x), octavo.nn.fusions, octavo.nn.unfuse_):
+        with pytest.raises(TypeError, match=r"model: expected a torch.nn.Module, got int"):
+            call(3)
     with pytest.raises(TypeError, match="example: expected a tensor, a tuple or a dict"):
         octavo.fuse_(model, [x])
     with pytest.raises(ValueError, match="model: expected one in eval mode"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from functools import partial
 
 import pytest
 
@@ -198,6 +199,9 @@ def test_gradients_reach_the_input():
 def test_errors_of_a_layer():
     with pytest.raises(ValueError, match="activation: expected"):
         Int8Linear(3, 2, activation="tanh")
+    for kind in (Int8Dynamic, partial(Int8Linear, 3, 2), partial(octavo.nn.Int8StaticLinear, 3, 2)):
+        with pytest.raises(TypeError, match="symmetric: expected True or False, got 3"):
+            kind(symmetric=3)
     with pytest.raises(TypeError, match=r"linear: expected a torch.nn.Linear, got ReLU"):
         Int8Linear.from_float(nn.ReLU())
     with pytest.raises(TypeError, match=r"config: expected an octavo.Int8Dynamic.*, got 'int8'"):

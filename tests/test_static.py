@@ -321,17 +321,32 @@ def test_errors_of_the_config():
     for data in (3, torch.zeros(3, 40), {"a": torch.zeros(1)}):
         with pytest.raises(TypeError, match="data: expected batches, such as a DataLoader or a list of them"):
             Int8Static(data)
-    with pytest.raises(TypeError, match="symmetric: expected True or False, got 3"):
-        Int8Static([], symmetric=3)
-    for steps in (0, 1.5):
-        with pytest.raises(ValueError, match="steps: expected an int >= 1 or None"):
-            Int8Static([], steps=steps)
+    for wrong in ({"symmetric": 3}, {"progress": None}, {"forward": "x"}, {"steps": True}, {"steps": 1.5}):
+        ((name, value),) = wrong.items()
+        with pytest.raises(TypeError, match=f"^{name}: expected .*, got {value!r}$"):
+            Int8Static([], **wrong)
+    with pytest.raises(ValueError, match="steps: expected an int >= 1 or None, got 0"):
+        Int8Static([], steps=0)
     with pytest.raises(ValueError, match="data: expected at least one batch, got none"):
         quantize_(model(), Int8Static([]))
     with pytest.raises(ValueError, match="expected a model with values, for calibration"):
         quantize_(model().to("meta"), Int8Static([torch.zeros(1, 40, device="meta")]))
     with pytest.raises(TypeError, match=r"config: expected an octavo.Int8Static, got Int8Dynamic"):
         Int8StaticLinear.from_float(nn.Linear(3, 3), octavo.Int8Dynamic(), input_range=(0.0, 1.0))
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.export's own
+def test_fuse_names_the_layers_that_it_leaves_as_they_are():
+    x, weight_only = torch.randn(4, 40), octavo.Int8WeightOnly()
+    for config, got in (
+        (Int8Static([x]), "only Int8StaticLinear, which fuse_ leaves as they are"),
+        ({"0": weight_only, "2": Int8Static([x])}, "only Int8StaticLinear, Int8WeightOnlyLinear, which"),
+        ({"0": weight_only, "2": octavo.Int8Dynamic()}, "none$"),
+    ):
+        m = quantize_(model(), config)
+        with pytest.raises(ValueError, match=rf"expected layers of octavo.Int8Dynamic .* fused, got {got}"):
+            octavo.fuse_(m, x)
 
 
 # ---- progress ----

@@ -41,6 +41,7 @@ OF_X = {
     "quantize into": lambda x: octavo.quantize(
         x, out=(x.new_empty(x.shape, dtype=torch.int8), x.new_empty(x.shape[0]))
     ),
+    "quantize, data into": lambda x: octavo.quantize(x, out=x.new_empty(x.shape, dtype=torch.int8)),
     "quantize in groups": lambda x: octavo.quantize(
         x, granularity="group", group_size=8, symmetric=False, rounding="stochastic", seed=2**64 - 1
     ),

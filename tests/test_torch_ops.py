@@ -212,8 +212,29 @@ def test_int8_linear_passes_gradients_straight_through(activation, dtype, packed
     expected = (pre.grad @ (weight * scale)).to(dtype)
     torch.testing.assert_close(x.grad, expected)
     torch.testing.assert_close(bias.grad, pre.grad.sum((0, 1)).to(dtype))
-    expected = (pre.grad * (x.float() @ weight.t())).sum((0, 1)).unsqueeze(-1)
+    used = octavo.dequantize(*octavo.quantize(x.detach()))
+    expected = (pre.grad * (used @ weight.t())).sum((0, 1)).unsqueeze(-1)
     torch.testing.assert_close(scale.grad, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_gradient_of_a_scale_is_that_of_the_result(shared, symmetric):
+    weight, scale, grad = ints(9, 32), torch.rand(9) + 0.1, floats(2, 9, seed=1).double()
+    x = floats(2, 32)
+    x[:, 3] = 90.0  # wide steps: what x is quantized to is far from x
+
+    def loss(scale):
+        if shared:
+            (y,) = op.int8_linears(x, [weight], [scale], [torch.empty(0)], [""], symmetric=symmetric)
+        else:
+            y = op.int8_linear(x, weight, scale, symmetric=symmetric)
+        return (y.double() * grad).sum()
+
+    (found,) = torch.autograd.grad(loss(wanting := scale.clone().requires_grad_()), wanting)
+    for i, step in enumerate(torch.diag(scale / 2)):  # the result is linear in the scale: no step is too wide
+        slope = (loss(scale + step) - loss(scale - step)) / scale[i]
+        torch.testing.assert_close(found[i].double(), slope, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -161,15 +161,17 @@ def int8_conv2d(
     """activation(conv2d(x, weight) + bias), with x quantized on the fly and exact integer sums.
 
     x: float32, float16, bfloat16 or float64 [B, C, H, W], any strides, quantized symmetrically with one scale
-        per sample, as quantize(x.reshape(B, -1)) does. weight: of shape (N, C / groups, kh, kw), whose groups
-        are those of the convolution. bias: [N] of any float dtype.
+        per sample, as quantize(x.reshape(B, -1)) does; or [C, H, W], one sample.
+    weight: of shape (N, C / groups, kh, kw), whose groups are those of the convolution. bias: [N] of any
+        float dtype.
     stride, padding, dilation: a number, or one for each of the two dimensions; padding (zeros) also "valid"
         or "same", as in torch.nn.Conv2d.
     activation, out_dtype: as for int8_linear, but for "int32".
 
-    Returns [B, N, H', W'], in channels_last memory if x is, else contiguous. A sample's result depends on
-    nothing but that sample. NumPy arrays and torch tensors; TypeError or ValueError for anything else. On a
-    GPU this is quantize, a gathering of windows and scaled_int_mm, one after the other.
+    Returns [B, N, H', W'], for one sample [N, H', W'], in channels_last memory if x is, else contiguous. A
+    sample's result depends on nothing but that sample. NumPy arrays and torch tensors; TypeError or
+    ValueError for anything else. On a GPU this is quantize, a gathering of windows and scaled_int_mm, one
+    after the other.
     """
     if not isinstance(weight, PackedConvWeight):
         raise TypeError(
@@ -177,11 +179,14 @@ def int8_conv2d(
         )
     window = as_window(stride, padding, dilation, weight.shape[2:])
     name = None if out_dtype is None else as_dtype_name(out_dtype, "out_dtype", _OUT_DTYPES)
+    run: Callable[..., Array] = _int8_conv2d
     if needs_dispatcher(x, weight.buffer, weight.scale, bias):
         from . import torch_ops
 
-        return torch_ops.int8_conv2d(x, weight, bias, window, activation, name)
-    return _int8_conv2d(x, weight, bias, window, activation, name)
+        run = torch_ops.int8_conv2d
+    if getattr(x, "ndim", 4) == 3:  # what is no array is refused in there
+        return run(x[None], weight, bias, window, activation, name)[0]
+    return run(x, weight, bias, window, activation, name)
 
 
 def _int8_conv2d(

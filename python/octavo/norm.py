@@ -61,8 +61,8 @@ def rms_norm_quantize(
         sum may be the residual itself; one that is not C-contiguous costs a temporary.
 
     Returns Quantized(data int8 like x, scale float32 of shape x.shape[:-1], zero_point int32 likewise or
-    None), and in a tuple after it x + residual, if there is one, and the normalized rows, if wanted.
-    TypeError or ValueError for anything else.
+    None), and in a tuple after it x + residual, if there is one, and the normalized rows, if wanted. Only
+    x + residual has a gradient. TypeError or ValueError for anything else.
     """
     return _run(x, weight, None, eps, False, residual, symmetric, normed, out)
 

@@ -107,38 +107,43 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: Any, output: 
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """Straight through the rounding of x: the gradients of activation(conv2d(x, weight * scale) + bias)."""
+    """Straight through the rounding of x to x', what its int8 values stand for: the gradients of
+    activation(conv2d(x', weight * scale) + bias)."""
     x, weight, weight_scale, bias = ctx.saved_tensors
     window, groups = ctx.window, ctx.groups
     packed = _packed(x, weight, weight_scale, groups, ctx.kernel_size)
     (stride, padding, dilation), n = window, packed.shape[0]
     top, bottom, left, right = padding
     grad = grad.to(torch.float32)
-    if ctx.activation is not None:
-        y = int8_conv2d_op(
+    needs = ctx.needs_input_grad
+    grad_x = grad_scale = grad_bias = None
+
+    def product(scale: Tensor, bias: Tensor | None) -> Tensor:
+        y: Tensor = int8_conv2d_op(
             x,
             weight,
-            weight_scale,
+            scale,
             bias,
             *window,
             groups,
             kernel_size=packed.shape[2:],
             out_dtype=torch.float32,
         )
-        grad = _ACTIVATION_BACKWARD[ctx.activation](grad, y)
-    needs = ctx.needs_input_grad
-    grad_x = grad_scale = grad_bias = None
-    framed = torch.nn.functional.pad(x.to(torch.float32), (left, right, top, bottom))
-    w = unpack_conv(weight, packed.shape, groups).to(torch.float32)
+        return y
+
+    if ctx.activation is not None:
+        grad = _ACTIVATION_BACKWARD[ctx.activation](grad, product(weight_scale, bias))
     if needs[0]:
+        framed = torch.nn.functional.pad(x.to(torch.float32), (left, right, top, bottom))
+        w = unpack_conv(weight, packed.shape, groups).to(torch.float32)
         scaled = w * packed.scale.reshape(n, 1, 1, 1)
         grad_x = torch.ops.aten.convolution_backward(
             grad, framed, scaled, None, stride, (0, 0), dilation, False, (0, 0), groups, (True, False, False)
         )[0]
         grad_x = grad_x[:, :, top : top + x.shape[2], left : left + x.shape[3]].to(x.dtype)
     if needs[2]:
-        sums = torch.nn.functional.conv2d(framed, w, None, stride, 0, dilation, groups)
-        grad_scale = (grad * sums).sum((0, 2, 3)).reshape(weight_scale.shape)
+        unscaled = product(torch.ones_like(weight_scale), None)
+        grad_scale = (grad * unscaled).sum((0, 2, 3)).reshape(weight_scale.shape)
     if bias is not None and needs[3]:
         grad_bias = grad.sum((0, 2, 3)).to(bias.dtype)
     return grad_x, None, grad_scale, grad_bias, None, None, None, None

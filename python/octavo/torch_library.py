@@ -71,7 +71,7 @@ def _check_kinds(**tensors: Any) -> None:
 
 def _fill_quantized(out: Tensor | tuple[Tensor, ...], found: Quantized, **inputs: Any) -> Quantized:
     if isinstance(out, Tensor):
-        return found._replace(data=_fill(out, "out", found.data, **inputs))
+        return Quantized(_fill(out, "out", found.data, **inputs), found.scale, found.zero_point)
     parts = [part for part in found if part is not None]
     if not isinstance(out, (list, tuple)) or len([each for each in out if each is not None]) != len(parts):
         raise TypeError(f"out: expected a tuple of {len(parts)} arrays, got {out!r}")

@@ -223,6 +223,20 @@ def _norm_quantize_fake(
     )
 
 
+def _norm_quantize_setup(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: Any, output: Any) -> None:
+    # needs_input_grad has no element for a residual that was left out
+    summed = inputs[3] is not None and (ctx.needs_input_grad[0] or ctx.needs_input_grad[3])
+    ctx.mark_non_differentiable(
+        *(each for name, each in zip(NORM_RESULTS, output, strict=True) if not (summed and name == "sum"))
+    )
+
+
+def _norm_quantize_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    """That of the sum x + residual; what is quantized has none."""
+    grad = grads[NORM_RESULTS.index("sum")]
+    return grad, None, None, grad, None, None
+
+
 # Returns NORM_RESULTS; what is not there is empty.
 norm_quantize_op = _define(
     "norm_quantize(Tensor x, Tensor? weight=None, Tensor? bias=None, Tensor? residual=None, "
@@ -230,8 +244,8 @@ norm_quantize_op = _define(
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _norm_quantize_fake,
     _norm_quantize,
-    _no_gradient,
-    _none,
+    _norm_quantize_setup,
+    _norm_quantize_backward,
 )
 
 

@@ -133,8 +133,8 @@ def _linear_gradients(
     activation: str | None,
     symmetric: bool,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Straight through the rounding of x: the gradients of x (float32), weight_scale and bias in
-    activation(x @ (weight * weight_scale).T + bias)."""
+    """Straight through the rounding of x to x', what its int8 values stand for: the gradients of x (float32),
+    weight_scale and bias in activation(x' @ (weight * weight_scale).T + bias)."""
     needs_x, needs_scale, needs_bias = needs
     n, k = weight_scale.numel(), x.shape[-1]
     grad = grad.to(torch.float32)
@@ -142,13 +142,13 @@ def _linear_gradients(
         y = int8_linear_op(x, weight, weight_scale, bias, out_dtype=torch.float32, symmetric=symmetric)
         grad = _ACTIVATION_BACKWARD[activation](grad, y)
     grad_x = grad_scale = grad_bias = None
-    if needs_x or needs_scale:
-        w = (unpack_weight(weight, n, k) if weight.dim() == 1 else weight).to(torch.float32)
     if needs_x:
+        w = (unpack_weight(weight, n, k) if weight.dim() == 1 else weight).to(torch.float32)
         grad_x = grad @ (w * weight_scale.reshape(n, 1))
     if needs_scale:
-        products = grad * (x.to(torch.float32) @ w.t())
-        grad_scale = products.reshape(-1, n).sum(0).reshape(weight_scale.shape)
+        ones = torch.ones_like(weight_scale)  # the product is linear in its scale
+        unscaled = int8_linear_op(x, weight, ones, out_dtype=torch.float32, symmetric=symmetric)
+        grad_scale = (grad * unscaled).reshape(-1, n).sum(0).reshape(weight_scale.shape)
     if bias is not None and needs_bias:
         grad_bias = grad.reshape(-1, n).sum(0).to(bias.dtype)
     return grad_x, grad_scale, grad_bias

@@ -9,6 +9,11 @@ from typing import Any
 from torch import Tensor, nn
 
 
+def check_flag(value: object, name: str) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: expected True or False, got {value!r}")
+
+
 @dataclass(frozen=True)
 class Int8Dynamic:
     """int8 weights with one scale per output row; activations quantized per row, in every call.
@@ -21,8 +26,7 @@ class Int8Dynamic:
     symmetric: bool = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.symmetric, bool):
-            raise TypeError(f"symmetric: expected True or False, got {self.symmetric!r}")
+        check_flag(self.symmetric, "symmetric")
 
 
 @dataclass(frozen=True)
@@ -73,10 +77,15 @@ class Int8Static:
         if not isinstance(self.data, Iterable) or isinstance(self.data, Tensor | Mapping | str):
             got = type(self.data).__name__
             raise TypeError(f"data: expected batches, such as a DataLoader or a list of them, got a {got}")
-        if not isinstance(self.symmetric, bool):
-            raise TypeError(f"symmetric: expected True or False, got {self.symmetric!r}")
-        if self.steps is not None and (not isinstance(self.steps, int) or self.steps < 1):
-            raise ValueError(f"steps: expected an int >= 1 or None, got {self.steps!r}")
+        check_flag(self.symmetric, "symmetric")
+        if self.forward is not None and not callable(self.forward):
+            raise TypeError(f"forward: expected a function or None, got {self.forward!r}")
+        if self.steps is not None:
+            if not isinstance(self.steps, int) or isinstance(self.steps, bool):
+                raise TypeError(f"steps: expected an int >= 1 or None, got {self.steps!r}")
+            if self.steps < 1:
+                raise ValueError(f"steps: expected an int >= 1 or None, got {self.steps}")
+        check_flag(self.progress, "progress")
 
 
 Config = Int8Dynamic | Int8WeightOnly | Int8Static

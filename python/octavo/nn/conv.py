@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from .. import ops, torch_convolution
 from ..arrays import needs_dispatcher
-from ..convolution import PackedConvWeight, as_window, pack_conv, unpack_conv
+from ..convolution import PackedConvWeight, Window, as_window, pack_conv, unpack_conv
 from ..linear import ACTIVATIONS
 from .configs import DEFAULT, Config, check_config
 from .packed import PackedModule
@@ -21,11 +21,12 @@ PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 class Int8Conv2d(PackedModule):
     """activation(conv2d(x, weight) + bias) with an int8 weight; x is quantized per sample on the fly.
 
-    The arguments are those of torch.nn.Conv2d, and octavo.int8_conv2d's activation; x is [B, C, H, W]. A
-    padding_mode other than "zeros" pads x in its own dtype first, which costs a pass over it. The state dict
-    holds the logical values: `weight` int8 [N, C / groups, kh, kw], `weight_scale` float32 [N, 1, 1, 1] and
-    `bias`. In memory there is one copy of the weight, packed for the kernels on the CPU, plain on a device;
-    `weight` unpacks it. `.to(dtype)` casts the bias only: every float dtype is taken, and returned.
+    The arguments are those of torch.nn.Conv2d, and octavo.int8_conv2d's activation; x is [B, C, H, W] or
+    [C, H, W]. A padding_mode other than "zeros" pads x in its own dtype first, which costs a pass over it.
+    The state dict holds the logical values: `weight` int8 [N, C / groups, kh, kw], `weight_scale` float32
+    [N, 1, 1, 1] and `bias`. In memory there is one copy of the weight, packed for the kernels on the CPU,
+    plain on a device; `weight` unpacks it. `.to(dtype)` casts the bias only: every float dtype is taken, and
+    returned.
     """
 
     kernel = "int8_conv2d"
@@ -119,11 +120,13 @@ class Int8Conv2d(PackedModule):
         return weight
 
     def forward(self, x: Tensor) -> Tensor:
+        if isinstance(x, Tensor) and x.dim() == 3:
+            return self.forward(x.unsqueeze(0)).squeeze(0)
         stored, scale, bias, window = self._stored, self.weight_scale, self.bias, self._window
         if self.padding_mode != "zeros":
             top, bottom, left, right = window.padding
             x = functional.pad(x, (left, right, top, bottom), mode=self.padding_mode)
-            window = window._replace(padding=(0, 0, 0, 0))
+            window = Window(window.stride, (0, 0, 0, 0), window.dilation)
         if needs_dispatcher(x, stored, bias):
             y: Tensor = torch_convolution.int8_conv2d_op(
                 x,

@@ -18,8 +18,10 @@ from torch.fx.experimental.symbolic_shapes import SYMPY_INTERP
 from ..arrays import needs_dispatcher
 from ..packed import PackedWeight
 from .convert import check_model
+from .forms import int8_kinds
 from .fusion_patterns import Fusion, fuse_graph
 from .fusion_run import compile_graph
+from .linear import Int8Linear
 
 
 def fuse_(model: nn.Module, example: Any) -> nn.Module:
@@ -68,6 +70,7 @@ def fuse_(model: nn.Module, example: Any) -> nn.Module:
 
 def unfuse_(model: nn.Module) -> nn.Module:
     """Gives a model that fuse_ has changed its own forward back; nothing happens to others."""
+    check_model(model)
     if isinstance(model.__dict__.get("forward"), _Fused):
         del model.forward
     return model
@@ -75,6 +78,7 @@ def unfuse_(model: nn.Module) -> nn.Module:
 
 def fusions(model: nn.Module) -> list[Fusion]:
     """What fuse_ has fused in a model and in its submodules, in the order of their graphs."""
+    check_model(model)
     found = []
     for name, module in model.named_modules():
         forward = module.__dict__.get("forward")
@@ -104,7 +108,10 @@ class _Fused:
         program = _capture(model, args, kwargs)
         self.fusions = fuse_graph(program.graph)
         if not self.fusions:
-            raise ValueError("model: expected layers of octavo.quantize_ that can be fused, got none")
+            kinds = {type(each).__name__ for each in model.modules() if isinstance(each, int8_kinds())}
+            others = kinds and Int8Linear.__name__ not in kinds
+            got = f"only {', '.join(sorted(kinds))}, which fuse_ leaves as they are" if others else "none"
+            raise ValueError(f"model: expected layers of octavo.Int8Dynamic that can be fused, got {got}")
         self._model, self._count, self._names = model, len(args), tuple(kwargs)
         given = [*args, *kwargs.values()]
         leaves, self._structure = pytree.tree_flatten(given)

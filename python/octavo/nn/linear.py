@@ -11,7 +11,7 @@ from .. import ops, torch_ops
 from ..arrays import needs_dispatcher, on_cuda
 from ..linear import ACTIVATIONS, CUDA_ROW
 from ..packed import PackedWeight, pack_buffer
-from .configs import DEFAULT, Int8Dynamic, Int8WeightOnly, check_config
+from .configs import DEFAULT, Int8Dynamic, Int8WeightOnly, check_config, check_flag
 from .packed import PackedModule
 
 if TYPE_CHECKING:
@@ -102,6 +102,7 @@ class Int8Linear(PackedLinear):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        check_flag(symmetric, "symmetric")
         super().__init__(in_features, out_features, bias, activation=activation, device=device, dtype=dtype)
         self.symmetric = symmetric
 
