@@ -255,6 +255,7 @@ def torchao(model: Any, config: str) -> Any:
     torch._dynamo.config.recompile_limit = 64  # one function, many shapes of weights
     for module in model.modules():
         if isinstance(module, torch.nn.Linear):
+            module.__dict__.pop("extra_repr", None)  # torchao's own, which torch.save cannot write
             module.compile(dynamic=True)
     return model
 
