@@ -186,7 +186,7 @@ def int8() -> Any:
 
 
 def accurate() -> Any:
-    """What int8 costs the most accuracy here: embeddings, and activations without a zero point."""
+    """Without what costs the most accuracy here: int8 embeddings, and activations without a zero point."""
     config: dict[str | type[torch.nn.Module], Any] = {torch.nn.Embedding: None}
     config[torch.nn.Module] = octavo.Int8Dynamic(symmetric=False)
     return octavo.quantize_(Sentence("bfloat16"), config)

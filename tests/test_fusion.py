@@ -168,18 +168,23 @@ def test_a_norm_behind(name, dtype):
 class Attending(nn.Module):
     """Attentions under one mask, that look at the same tokens."""
 
-    def __init__(self, count):
+    def __init__(self, count, between=lambda mask: None):
         super().__init__()
         self.layers = nn.ModuleList(nn.ModuleList(nn.Linear(32, 32) for _ in range(3)) for _ in range(count))
+        self.between = between
 
-    def forward(self, x, mask, between=False):
-        mask = mask[:, None]
+    def forward(self, x, mask):
+        x, mask = (x * 2).add_(1), mask[:, None]
         for layers in self.layers:
             q, k, v = (layer(x).unflatten(-1, (2, 16)).transpose(1, 2) for layer in layers)
             x = F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2)
-            if between:
-                mask.logical_not_()
+            self.between(mask)
         return x
+
+
+@torch.library.custom_op("octavo_tests::flip", mutates_args=("mask",))
+def flip(mask: torch.Tensor) -> None:
+    mask.logical_not_()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -197,7 +202,23 @@ def test_masks_that_stay():
     x, mask = torch.randn(2, 5, 32), torch.rand(2, 5, 5) > 0.4
     assert kinds(int8(Attending(1)), x, mask) == ["shared input"]  # there is nothing to share
     assert kinds(int8(Attending(2)), x, mask.float()) == ["shared input"] * 2
-    assert kinds(int8(Attending(2)), x, mask, True) == ["shared input"] * 2  # it changes in between
+
+
+CHANGES = {
+    "method": torch.Tensor.logical_not_,
+    "special method": lambda mask: mask.__ixor__(True),
+    "custom operator": lambda mask: torch.ops.octavo_tests.flip(mask),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_masks_that_change_in_between(name):
+    model, x, mask = int8(Attending(2, CHANGES[name])), torch.randn(2, 5, 32), torch.rand(2, 5, 5) > 0.4
+    expected, found = model(x, mask.clone()), []
+    torch._dynamo.reset()
+    result = rewritten_by_dynamo(model, found)(x, mask.clone())
+    assert [each.kind for each in found] == ["shared input"] * 2
+    assert torch.equal(result, expected)
 
 
 # ---- what must stay ----

@@ -18,7 +18,7 @@ struct Reduced {
   F32 r, shifted;  // n is in the last bits of shifted
 };
 
-// Of factor * x, in [-173, 1], which is not rounded before most of it is taken away.
+// Of factor * x, in [-131, 0] (below, the exponent would wrap), which is not rounded before most of it is taken away.
 OCTAVO_LANES_FN Reduced reduce_product(F32 factor, F32 x) {
   // From 2^23 on a float's last bit is worth 1: adding 1.5 * 2^23 rounds to the integer n, and leaves it in the last bits.
   // 127 + 64 more, and they are the exponent of 2^(n + 64).

@@ -184,7 +184,8 @@ def int8_conv2d(
         from . import torch_ops
 
         run = torch_ops.int8_conv2d
-    if getattr(x, "ndim", 4) == 3:  # what is no array is refused in there
+    if getattr(x, "ndim", 4) == 3:
+        kind_of(x=x)
         return run(x[None], weight, bias, window, activation, name)[0]
     return run(x, weight, bias, window, activation, name)
 

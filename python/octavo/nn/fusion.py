@@ -32,7 +32,7 @@ def fuse_(model: nn.Module, example: Any) -> nn.Module:
     - linear layers on one input (q, k and v; gate and up): it is quantized once;
     - a LayerNorm or RMSNorm, with the sum of a residual before it, and the linear layers after it: the sum,
       the normalized row and its int8 form are made in one pass over memory;
-    - in such a model, a boolean mask that several scaled_dot_product_attentions convert: it is converted once.
+    - in such a model, a boolean mask of several scaled_dot_product_attentions: it is converted once.
 
     example: the inputs of one call: a tensor, a tuple of positional ones, or a dict of keyword ones. The
         graph is captured from it by torch.export, for any size of every dimension that the model leaves open.

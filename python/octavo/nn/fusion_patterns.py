@@ -120,11 +120,14 @@ def _layer(node: Node) -> str:
 def _mutates(node: Node) -> bool:
     if node.op == "call_method":
         target = str(node.target)
-        return target.endswith("_") and not target.endswith("__")
+        return target in _IN_PLACE_METHODS or (target.endswith("_") and not target.endswith("__"))
     if node.op != "call_function":
         return False
     if isinstance(node.target, torch._ops.OpOverload):
         return bool(node.target._schema.is_mutable)
+    if isinstance(node.target, torch._ops.OpOverloadPacket):
+        overloads = (getattr(node.target, name) for name in node.target.overloads())  # type: ignore[no-untyped-call]
+        return any(overload._schema.is_mutable for overload in overloads)
     name = getattr(node.target, "__name__", "")
     in_place = (name.endswith("_") and not name.endswith("__")) or node.kwargs.get("inplace") is True
     return in_place or "out" in node.kwargs or node.target in _IN_PLACE
@@ -132,6 +135,7 @@ def _mutates(node: Node) -> bool:
 
 _IN_PLACE = (operator.setitem, operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.iand,
              operator.ior, operator.ixor, operator.ipow, operator.ifloordiv, operator.imatmul)  # fmt: skip
+_IN_PLACE_METHODS = {f"__{each.__name__}__" for each in _IN_PLACE}
 
 
 def _is_still(first: Node, last: Node, but: Node | None = None) -> bool:
@@ -444,7 +448,7 @@ def _convert_masks(graph: Graph) -> Iterator[Fusion]:
     """A boolean mask of several attentions becomes what is added to their scores once: each would do that."""
     for mask in list(graph.nodes):
         value = _value(mask)
-        if value is None or value.dtype != torch.bool or _mutates(mask):
+        if value is None or value.dtype != torch.bool:
             continue
         alike: dict[torch.dtype, list[Node]] = {}
         for user in mask.users:
@@ -453,9 +457,10 @@ def _convert_masks(graph: Graph) -> Iterator[Fusion]:
                 alike.setdefault(query.dtype, []).append(user)
         for dtype, attentions in alike.items():
             attentions = _ordered(graph, attentions)
-            if len(attentions) < 2 or not _is_still(mask, attentions[-1]):
+            first, last = attentions[0], attentions[-1]
+            if len(attentions) < 2 or not _is_still(first, last):
                 continue
-            with graph.inserting_before(attentions[0]):
+            with graph.inserting_before(first):
                 added = graph.call_function(_aten.where.Scalar, (mask, 0.0, -math.inf))
                 added = graph.call_function(_aten.to.dtype, (added, dtype))
             for each in attentions:
