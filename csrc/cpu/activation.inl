@@ -83,8 +83,8 @@ OCTAVO_LANES_FN F32 gelu_tanh(F32 x) {
 }
 
 // x * Phi(x). The tail is -a * Phi(-a) = p * e^(-a^2 / 2) / (1 + a N(a) - c p), where p = -a P(a), c is near sqrt(2 pi), and
-// P, N are fitted for a in [0, 14.62] to a relative error of 4e-8. All coefficients are positive, so nothing cancels; and what is wrong
-// with p is wrong above and below the line, so its rounding counts less and less as a grows.
+// P, N are fitted for a in [0, 14.62] to a relative error of 4e-8. All coefficients are positive, so nothing cancels; and
+// what is wrong with p is wrong above and below the line, so its rounding counts less and less as a grows.
 OCTAVO_LANES_FN F32 gelu(F32 x) {
   const F32 a = magnitude_within(x, 14.6f), minus_half = mul(a, set1(-0.5f));
   F32 p = set1(-0x1.3410a2p-8f);

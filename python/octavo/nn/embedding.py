@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,12 +11,13 @@ from .. import ops, torch_ops
 from ..arrays import needs_dispatcher
 from ..embedding import MODES
 from .configs import DEFAULT, Config, check_config
+from .packed import ScaledModule
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class _Int8Table(nn.Module):
+class _Int8Table(ScaledModule):
     """What both hold, save, load and move.
 
     The state dict holds `weight` int8 [V, D] and `weight_scale` float32 [V, 1]: to the bit those of an
@@ -26,7 +26,6 @@ class _Int8Table(nn.Module):
     """
 
     weight: Tensor
-    weight_scale: Tensor
     _like: Tensor  # empty: its dtype is that of results, which .to(dtype) has to find
 
     def __init__(
@@ -80,13 +79,6 @@ class _Int8Table(nn.Module):
         text = f"{self.num_embeddings}, {self.embedding_dim}"
         return text if self.padding_idx is None else f"{text}, padding_idx={self.padding_idx}"
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        scale = self.weight_scale
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self.weight_scale.dtype != torch.float32:  # scales are float32 whatever the model's dtype
-            self.weight_scale = scale.to(self.weight_scale.device)
-        return self
-
     def _load_from_state_dict(
         self,
         state_dict: dict[str, Any],
@@ -104,7 +96,6 @@ class _Int8Table(nn.Module):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
-        self.weight_scale = self.weight_scale.to(torch.float32)  # assign=True takes what the checkpoint has
 
 
 class Int8Embedding(_Int8Table):

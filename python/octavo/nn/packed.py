@@ -1,4 +1,4 @@
-"""PackedModule: what layers with a packed int8 weight share."""
+"""ScaledModule and PackedModule: what layers with an int8 weight share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,24 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class PackedModule(nn.Module):
+class ScaledModule(nn.Module):
+    """Keeps `weight_scale` in float32, whatever the model's dtype, and whatever a checkpoint has."""
+
+    weight_scale: Tensor
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        scale = self.weight_scale
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.weight_scale.dtype != torch.float32:
+            self.weight_scale = scale.to(self.weight_scale.device)
+        return self
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        super()._load_from_state_dict(*arguments)
+        self.weight_scale = self.weight_scale.to(torch.float32)  # assign=True takes what the checkpoint has
+
+
+class PackedModule(ScaledModule):
     """Holds, saves, loads and moves an int8 weight and its scales.
 
     The state dict has the logical values, `weight` and `weight_scale` beside `bias`; in memory there is one
@@ -21,7 +38,6 @@ class PackedModule(nn.Module):
     """
 
     kernel: str  # for octavo.explain
-    weight_scale: Tensor
     bias: nn.Parameter | None
     _stored: Tensor
 
@@ -42,10 +58,8 @@ class PackedModule(nn.Module):
         return stored if stored.dim() == len(self._shape) else self._unpacked(stored)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        scale, device = self.weight_scale, self._stored.device
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self.weight_scale.dtype != torch.float32:  # scales are float32 whatever the model's dtype
-            self.weight_scale = scale.to(self.weight_scale.device)
+        device = self._stored.device
+        super()._apply(fn, recurse)
         if self._stored.device.type != device.type:
             self._stored = self._packed(self.weight)
         return self
@@ -69,7 +83,6 @@ class PackedModule(nn.Module):
         super()._load_from_state_dict(
             rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
-        self.weight_scale = self.weight_scale.to(torch.float32)  # assign=True takes what the checkpoint has
         if key not in state_dict:
             if strict:
                 missing_keys.append(key)
