@@ -35,7 +35,7 @@ def ours(name: str, build: Callable[..., Contender], *arguments: Any) -> Contend
 
 def require_kernels() -> None:
     """Without them octavo would run its torch reference, which is nobody's number."""
-    why_not = octavo.backends.why_not_cuda(torch.cuda.current_device(), ())
+    why_not = octavo.runtime.backends.why_not_cuda(torch.cuda.current_device(), ())
     if why_not:
         raise RuntimeError(why_not)
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import octavo
 from octavo import reference
-from octavo.norm import NORM_RESULTS
+from octavo.ops.norm import NORM_RESULTS
 from strategies import (
     FLOATS,
     assert_close_ulp,

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import strategies as st
 
 import octavo
-from octavo import backends
+from octavo.runtime import backends
 
 try:
     import torch

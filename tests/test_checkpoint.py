@@ -21,9 +21,9 @@ safe = pytest.importorskip("safetensors.torch")
 from torch import nn  # noqa: E402
 from torch.nn.utils import parametrize  # noqa: E402
 
-from octavo import files  # noqa: E402
 from octavo.nn import Int8Linear  # noqa: E402
-from octavo.nn.rebuild import kinds  # noqa: E402
+from octavo.nn.layers import INT8_LAYERS  # noqa: E402
+from octavo.storage import files  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -178,7 +178,7 @@ def test_every_int8_layer_comes_back(tmp_path, make, config, dtype):
 def test_every_kind_of_int8_layer_is_tested_above():
     (mark,) = (m for m in test_every_int8_layer_comes_back.pytestmark if m.args[0] == ("make", "config"))
     seen = {type(m) for make, config in mark.args[1] for m in octavo.quantize_(nn.Sequential(make()), config)}
-    assert set(kinds().values()) == seen
+    assert set(INT8_LAYERS.values()) == seen
 
 
 def test_parts_of_an_attention_layer_must_be_int8(tmp_path):
@@ -331,8 +331,7 @@ def test_a_module_is_rebuilt_from_its_constructor_arguments(tmp_path, monkeypatc
         def dtype(self):
             return self._like.dtype
 
-    monkeypatch.setattr(octavo.nn, "Int8Toy", Int8Toy, raising=False)
-    monkeypatch.setattr(octavo.nn, "__all__", [*octavo.nn.__all__, "Int8Toy"])
+    monkeypatch.setitem(INT8_LAYERS, "Int8Toy", Int8Toy)
     model = nn.ModuleList([Int8Toy(3, False, stride=(2, 5), mode="circular", dtype=torch.bfloat16)])
     octavo.save(model, tmp_path)
     (loaded,) = octavo.load(nn.ModuleList([nn.PReLU(3).bfloat16()]), tmp_path)
@@ -356,8 +355,7 @@ def test_save_refuses_what_it_cannot_keep(tmp_path, monkeypatch):
         def __init__(self, size):
             super().__init__()
 
-    monkeypatch.setattr(octavo.nn, "Int8Odd", Int8Odd, raising=False)
-    monkeypatch.setattr(octavo.nn, "__all__", [*octavo.nn.__all__, "Int8Odd"])
+    monkeypatch.setitem(INT8_LAYERS, "Int8Odd", Int8Odd)
 
     class Odd(nn.Module):
         def __init__(self):

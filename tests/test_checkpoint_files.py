@@ -18,7 +18,7 @@ safe = pytest.importorskip("safetensors.torch")
 
 from torch import nn  # noqa: E402
 
-from octavo import files  # noqa: E402
+from octavo.storage import files  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +86,7 @@ def test_files_of_two_checkpoints_do_not_mix(small, tmp_path):
 
 def rewrite(directory, change):
     """Changes a manifest and gives it the checksum that belongs to it, as another writer would."""
-    from octavo.checkpoint import _render
+    from octavo.storage.checkpoint import _render
 
     manifest = json.loads((directory / MANIFEST).read_text())
     change(manifest)
@@ -310,7 +310,7 @@ import os, sys, tempfile, warnings
 warnings.simplefilter("ignore")  # Python warns of fork beside threads; the children run no kernels
 import torch
 import octavo
-from octavo import files
+from octavo.storage import files
 
 def make(value):
     model = octavo.quantize_(torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.LayerNorm(16)))

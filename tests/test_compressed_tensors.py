@@ -18,6 +18,7 @@ safe = pytest.importorskip("safetensors.torch")
 from torch import nn  # noqa: E402
 
 from octavo.nn import Int8Embedding, Int8Linear  # noqa: E402
+from octavo.nn.layers import INT8_LAYERS  # noqa: E402
 
 CONFIG, TENSORS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 
@@ -364,8 +365,7 @@ def test_export_refuses_what_the_form_cannot_hold(tmp_path, monkeypatch):
     class Int8Other(nn.Module):
         pass
 
-    monkeypatch.setattr(octavo.nn, "Int8Other", Int8Other, raising=False)
-    monkeypatch.setattr(octavo.nn, "__all__", [*octavo.nn.__all__, "Int8Other"])
+    monkeypatch.setitem(INT8_LAYERS, "Int8Other", Int8Other)
     fused = Int8Linear.from_float(nn.Linear(4, 4), activation="gelu")
     for model, match in (
         (nn.Sequential(fused), "layer '0': expected no activation.*got 'gelu'"),

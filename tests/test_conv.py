@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import octavo
 from octavo import reference
-from octavo.convolution import as_window, bundle_of, is_depthwise
+from octavo.ops.conv import as_window, bundle_of, is_depthwise
 from strategies import (
     FLOATS,
     PEAK_MEMORY,

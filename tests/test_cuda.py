@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import cuda_parity
 import octavo
 from cuda_parity import Adapter
-from octavo import backends
+from octavo.runtime import backends
 from strategies import BF16, FLOATS, assert_same, cast, fill, to_numpy, to_torch
 
 torch = pytest.importorskip("torch")

@@ -21,7 +21,8 @@ import cuda_parity
 import emulated_cupy
 import octavo
 from cuda_parity import Adapter
-from octavo import arrays, backends, engines, linear
+from octavo.ops import linear
+from octavo.runtime import arrays, backends, routing
 from strategies import assert_same, needs_torch, to_numpy, to_torch, torch
 
 BUILD = Path(__file__).parent.parent / "build/cpp-tests"
@@ -79,7 +80,7 @@ def on_torch(cuda, monkeypatch) -> Adapter:
     for name, module in list(sys.modules.items()):
         if name.startswith("octavo.") and hasattr(module, "on_cuda"):
             monkeypatch.setattr(module, "on_cuda", lambda x: isinstance(x, torch.Tensor))
-    monkeypatch.setattr(engines, "_where", where)
+    monkeypatch.setattr(routing, "_where", where)
     monkeypatch.setattr(backends, "why_not_cuda", lambda device, families: "")
     for tiny in ("_tiny_int8_linear", "_tiny_int8_linears"):
         monkeypatch.setattr(linear, tiny, lambda *_: None)
@@ -113,7 +114,7 @@ def test_torch(check, on_torch):
 def test_torch_ops_take_buffers_and_rows_without_looking_at_them(on_torch, monkeypatch):
     """A packed buffer is 1-D: N and K come from the other arguments, and the header is not read."""
     import octavo.torch_ops
-    from octavo import packed
+    from octavo.ops import pack as packed
 
     rng = np.random.default_rng(3)
     op = torch.ops.octavo
@@ -164,7 +165,7 @@ def test_layers_store_what_the_kernels_read(on_torch, monkeypatch):
 @needs_torch
 def test_a_layer_unpacks_what_another_device_packed(on_torch):
     """What Int8Linear does when it moves: the buffer comes along as it is."""
-    from octavo import packed
+    from octavo.ops import pack as packed
 
     weight = np.arange(-60, 60, dtype=i8).reshape(6, 20)
     for layout in ("dense", "bitmask", "block"):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import octavo
-from octavo import backends, report
+from octavo import report
+from octavo.runtime import backends
 from strategies import isas, needs_torch, running, succeed
 
 KNOWN = ("scalar", "avx2", "avxvnni", "avx512vnni", "amx", "neon", "neondot", "neoni8mm")
@@ -68,11 +69,11 @@ def test_the_reference_backend_runs_no_native_kernel(monkeypatch):
     def refuse(*_):
         raise AssertionError("a native kernel ran")
 
-    import octavo.engines
-    import octavo.linear
+    import octavo.ops.linear
+    import octavo.runtime.routing
 
     stub = type("Stub", (), {"__getattr__": lambda self, name: refuse})()
-    for module in (octavo.engines, octavo.linear):
+    for module in (octavo.runtime.routing, octavo.ops.linear):
         monkeypatch.setattr(module, "_core", stub)
     x = np.ones((4, 8), np.float32)
     with octavo.use_backend("reference"):

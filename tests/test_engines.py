@@ -9,7 +9,7 @@ import pytest
 
 import octavo
 from cuda_parity import packed_rows
-from octavo import backends
+from octavo.runtime import backends
 from strategies import assert_same, needs_torch, run_script, succeed, to_torch
 from test_import import BROKEN
 
@@ -115,22 +115,23 @@ def there():
 
 @needs_torch
 def test_tensors_on_a_device_fall_back_with_one_warning(there, built, monkeypatch):
-    from octavo import engines, torch_reference
+    from octavo.reference import torch as torch_reference
+    from octavo.runtime import routing
 
     x = there(4, 8)
     monkeypatch.setattr(backends, "_warned", set())
-    assert engines.native_for(x, "quantize") is None
+    assert routing.native_for(x, "quantize") is None
     with pytest.warns(
         RuntimeWarning, match="not passed.*OCTAVO_CUDA_UNPROVEN=1; .* run on the torch reference"
     ):
-        assert engines.reference_for(x, "quantize") is torch_reference
+        assert routing.reference_for(x, "quantize") is torch_reference
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        engines.reference_for(x, "linear")
+        routing.reference_for(x, "linear")
         with octavo.use_backend("reference"):  # who asks for it needs no warning
             backends._warned.clear()
-            assert engines.native_for(x, "quantize") is None
-            assert engines.reference_for(x, "quantize") is torch_reference
+            assert routing.native_for(x, "quantize") is None
+            assert routing.reference_for(x, "quantize") is torch_reference
 
 
 @needs_torch
@@ -148,7 +149,7 @@ def test_layers_on_a_device_pack_only_rows_that_kernels_cannot_read(there):
 
 @needs_torch
 def test_the_torch_reference_packs_as_the_kernels_do():
-    from octavo import torch_reference
+    from octavo.reference import torch as torch_reference
 
     for n, k in ((0, 0), (1, 1), (16, 64), (17, 65), (40, 0), (0, 40)):
         weight = np.arange(n * k).astype(np.int8).reshape(n, k)

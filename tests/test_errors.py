@@ -11,7 +11,7 @@ import pytest
 
 import emulated_cupy
 import octavo
-from octavo import arrays, backends
+from octavo.runtime import arrays, backends
 from strategies import needs_torch, to_torch
 
 f32, i8 = np.float32, np.int8

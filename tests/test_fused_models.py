@@ -14,7 +14,7 @@ F, nn = torch.nn.functional, torch.nn
 import octavo  # noqa: E402
 import octavo.nn  # noqa: E402
 from fusing import Applied, PreNorm, count_graph_calls, int8  # noqa: E402
-from octavo.nn.dynamo import backend  # noqa: E402
+from octavo.nn.fuse.dynamo import backend  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.export's and inductor's own
 

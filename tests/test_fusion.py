@@ -22,7 +22,8 @@ from fusing import (  # noqa: E402
     normalize,
     product,
 )
-from octavo.nn import fusion_patterns, fusion_run  # noqa: E402
+from octavo.nn.fuse import patterns as fusion_patterns  # noqa: E402
+from octavo.nn.fuse import run as fusion_run  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.export's and inductor's own
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 
 import octavo
-from octavo import backends
+from octavo.runtime import backends
 
 torch = pytest.importorskip("torch")
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import guard
 import octavo
 from octavo import reference
-from octavo.norm import NORM_RESULTS
+from octavo.ops.norm import NORM_RESULTS
 from strategies import (
     BF16,
     FLOATS,
@@ -280,7 +280,7 @@ def test_a_row_that_is_not_finite_follows_from_the_arithmetic():
 @settings(max_examples=150)
 @given(norm_arguments())
 def test_torch_tensors_and_the_torch_reference_give_the_same_bits(arguments):
-    from octavo import torch_reference
+    from octavo.reference import torch as torch_reference
 
     x, args = arguments
     expected = reference.norm_quantize(x, **args)

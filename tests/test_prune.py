@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 import guard
 import octavo
 from octavo import reference
+from octavo.runtime import arrays, backends
 from strategies import (
     FLOATS,
     PEAK_MEMORY,
@@ -314,10 +315,13 @@ def test_more_elements_than_32_bits_count():
     expected = np.sort(np.abs(w))[-(-k // times) - 1]
     assert octavo.magnitude_threshold([w] * times, sparsity) == expected
     w[:] = 0
-    segments = [(octavo.arrays.pointer(w), 1, w.size)] * times
+    segments = [(arrays.pointer(w), 1, w.size)] * times
     threads = octavo.get_num_threads()
-    assert octavo.backends._core.magnitude_select(segments, k, threads) == (0, k)  # equal ones stay from k on
-    assert octavo.backends._core.magnitude_select(segments, n, threads)[0] == 0
+    assert backends._core.magnitude_select(segments, k, threads) == (
+        0,
+        k,
+    )  # equal ones stay from k on
+    assert backends._core.magnitude_select(segments, n, threads)[0] == 0
 
 
 MEMORY = (

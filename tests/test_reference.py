@@ -492,7 +492,7 @@ def test_pruned_elements_are_positive_zero():
     given_scale=st.booleans(),
 )
 def test_torch_reference_quantizes_to_the_same_bits(x, symmetric, seed, given_scale):
-    from octavo import torch_reference
+    from octavo.reference import torch as torch_reference
 
     t = to_torch(x)
     group = max(1, x.shape[-1] // 2) if x.shape[-1] % 2 == 0 else 1
@@ -517,7 +517,7 @@ def test_torch_reference_quantizes_to_the_same_bits(x, symmetric, seed, given_sc
 @settings(max_examples=60)
 @given(st.data())
 def test_torch_reference_multiplies_to_the_same_bits(data):
-    from octavo import torch_reference
+    from octavo.reference import torch as torch_reference
 
     m, n, k = data.draw(mnk())
     x = data.draw(float_arrays((m, k)))
@@ -549,7 +549,7 @@ def test_torch_reference_multiplies_to_the_same_bits(data):
     pattern=st.sampled_from(["unstructured", "row", "column", "block1x4", "block1x16"]),
 )
 def test_torch_reference_prunes_the_same(ws, amount, pattern):
-    from octavo import torch_reference
+    from octavo.reference import torch as torch_reference
 
     tensors = [to_torch(w) for w in ws]
     wanted = [{how: amount, "pattern": pattern} for how in ("threshold", "ratio", "sparsity")]

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 import guard
 import octavo
-from octavo import backends, reference
-from octavo import packed as packing
+from octavo import reference
+from octavo.ops import pack as packing
+from octavo.runtime import backends
 from strategies import (
     LAYOUTS as MEMORY,
 )

@@ -124,7 +124,7 @@ def test_a_conv_computes_the_definition(dtype, options):
 @pytest.mark.parametrize("options", CONVS)
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_a_conv_computes_what_it_is_converted_to(dtype, options):
-    pytest.importorskip("octavo.nn.conv", reason="Int8Conv2d is not there yet")
+    pytest.importorskip("octavo.nn.layers.conv", reason="Int8Conv2d is not there yet")
     layer, x = prepared(conv(dtype=dtype, **options)), images(dtype=dtype)
     int8 = convert_qat_(copy.deepcopy(layer))
     for training in (False, True):

@@ -4,15 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .backends import (
-    explain,
-    force_isa,
-    get_isa,
-    get_num_threads,
-    set_num_threads,
-    show_config,
-    use_backend,
-)
+from . import old_paths
 from .ops import (
     PackedConvWeight,
     PackedWeight,
@@ -38,11 +30,20 @@ from .ops import (
     unpack_mask,
     weight_only_linear,
 )
+from .report import explain
+from .runtime.backends import (
+    force_isa,
+    get_isa,
+    get_num_threads,
+    set_num_threads,
+    show_config,
+    use_backend,
+)
+from .version import __version__
 
 if TYPE_CHECKING:
     from . import nn
-    from .checkpoint import load, save
-    from .compressed_tensors import export_compressed_tensors, load_compressed_tensors
+    from .export.compressed_tensors import export_compressed_tensors, load_compressed_tensors
     from .nn import (
         Int8Dynamic,
         Int8Static,
@@ -53,8 +54,7 @@ if TYPE_CHECKING:
         prune_model_,
         quantize_,
     )
-
-__version__ = "0.1.0"
+    from .storage.checkpoint import load, save
 
 __all__ = [
     "Int8Dynamic",
@@ -104,20 +104,22 @@ __all__ = [
 ]
 
 
+old_paths.install()
+
 # What imports torch, and so only when it is asked for: the module of each name.
 _LAZY = {
     "Int8Dynamic": "nn",
     "Int8Static": "nn",
     "Int8WeightOnly": "nn",
     "convert_qat_": "nn",
-    "export_compressed_tensors": "compressed_tensors",
+    "export_compressed_tensors": "export.compressed_tensors",
     "fuse_": "nn",
-    "load": "checkpoint",
-    "load_compressed_tensors": "compressed_tensors",
+    "load": "storage.checkpoint",
+    "load_compressed_tensors": "export.compressed_tensors",
     "prepare_qat_": "nn",
     "prune_model_": "nn",
     "quantize_": "nn",
-    "save": "checkpoint",
+    "save": "storage.checkpoint",
 }
 
 

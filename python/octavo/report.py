@@ -1,22 +1,53 @@
-"""The rows of octavo.explain()."""
+"""octavo.explain: what octavo does with each layer of a model, or with one weight."""
 
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import backends
-from .arrays import FLOATS, Array, check_dtype, is_array, on_cuda
-from .backends import Explanation
-from .engines import native_for, why_reference_for
-from .linear import pack_weight
-from .packed import MAX_K, PackedWeight, density
+from .ops.linear import pack_weight
+from .ops.pack import MAX_K, PackedWeight, density
+from .runtime import backends
+from .runtime.arrays import FLOATS, Array, check_dtype, is_array, on_cuda
+from .runtime.routing import native_for, why_reference_for
 
 _FEW_ROWS = 4  # kSmallM of these instruction sets' kernels: up to here they hand over to another
 _FEW_ROWS_RUN_ON = {"amx": "avx512vnni", "neoni8mm": "neondot"}
 _PRODUCTS = ("int8_linear", "quantize, scaled_int_mm")  # the kernels of this family
+
+
+class Explanation(NamedTuple):
+    """What octavo does with one layer or weight: one row of explain()."""
+
+    name: str
+    shape: tuple[int, ...]
+    kernel: str
+    layout: str
+    density: float
+    nbytes: int
+    why: str
+
+
+def explain(model_or_weight: Any) -> list[Explanation]:
+    """Prints and returns, per layer or for one weight: kernel that will run, layout, density, bytes, and why.
+
+    model_or_weight: a torch.nn.Module, a PackedWeight, or a weight [N, K] as pack_weight takes it (array or
+    tensor). Layers are the modules that hold int8, or float parameters of two or more dimensions themselves;
+    for one that stays float, the shape is that of the first of these, and why says what keeps it so.
+    The density is the share of weights that are not zero; counting it reads every weight once.
+    TypeError for others.
+    """
+    rows = explanations(model_or_weight)
+    table = [Explanation._fields] + [
+        (r.name, "x".join(map(str, r.shape)), r.kernel, r.layout, f"{r.density:.3f}", str(r.nbytes), r.why)
+        for r in rows
+    ]
+    widths = [max(len(row[i]) for row in table) for i in range(6)]
+    for row in table:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)) + "  " + row[6])
+    return rows
 
 
 def explanations(subject: Any) -> list[Explanation]:
@@ -41,7 +72,7 @@ def explanations(subject: Any) -> list[Explanation]:
 def _module_rows(model: Any) -> list[Explanation]:
     from torch.nn.utils.parametrize import ParametrizationList
 
-    from .nn.forms import int8_kinds
+    from .nn.convert.forms import int8_kinds
 
     rows, kinds = [], int8_kinds()
     for name, module in model.named_modules():
@@ -54,7 +85,7 @@ def _module_rows(model: Any) -> list[Explanation]:
 
 
 def _int8_module_row(name: str, module: Any) -> Explanation:
-    from .nn.linear import PackedLinear
+    from .nn.layers.linear import PackedLinear
 
     nbytes = sum(buffer.nbytes for buffer in module.buffers(recurse=False))
     more = (nbytes, type(module).__name__, module.kernel)
@@ -69,7 +100,7 @@ def _float_module_rows(name: str, module: Any) -> list[Explanation]:
     """One row if the module itself holds weights, float parameters with two dimensions or more; else none."""
     from torch.nn.utils.parametrize import is_parametrized
 
-    from .nn.forms import REASON, why_float
+    from .nn.convert.forms import REASON, why_float
 
     names = [*module._parameters, *(module.parametrizations if is_parametrized(module) else ())]
     found = [getattr(module, each) for each in names]

@@ -11,7 +11,7 @@ import itertools
 import torch
 
 import octavo
-from octavo import backends
+from octavo.runtime import backends
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 ACTIVATIONS = (None, "relu", "gelu", "gelu_tanh", "silu")

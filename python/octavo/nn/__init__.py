@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from ..torch_pruning import (
+from .configs import Int8Dynamic, Int8Static, Int8WeightOnly
+from .convert.qat import convert_qat_, prepare_qat_
+from .convert.quantize import quantize_
+from .fuse.model import fuse_, fusions, unfuse_
+from .fuse.patterns import Fusion
+from .layers.attention import Int8MultiheadAttention
+from .layers.conv import Int8Conv2d
+from .layers.embedding import Int8Embedding, Int8EmbeddingBag
+from .layers.fake_quantized import FakeQuantizedConv2d, FakeQuantizedLinear
+from .layers.linear import Int8Linear, Int8WeightOnlyLinear
+from .layers.static import Int8StaticLinear
+from .prune import (
     L1SemiStructured,
     L1Structured,
     L1Unstructured,
@@ -12,17 +23,6 @@ from ..torch_pruning import (
     l1_unstructured,
     prune_model_,
 )
-from .attention import Int8MultiheadAttention
-from .configs import Int8Dynamic, Int8Static, Int8WeightOnly
-from .conv import Int8Conv2d
-from .convert import quantize_
-from .embedding import Int8Embedding, Int8EmbeddingBag
-from .fusion import fuse_, fusions, unfuse_
-from .fusion_patterns import Fusion
-from .linear import Int8Linear
-from .static import Int8StaticLinear
-from .training import FakeQuantizedConv2d, FakeQuantizedLinear, convert_qat_, prepare_qat_
-from .weight_only import Int8WeightOnlyLinear
 
 __all__ = [
     "FakeQuantizedConv2d",

@@ -1,0 +1,1 @@
+"""Which layers of a model become int8, and how."""

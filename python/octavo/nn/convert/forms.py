@@ -1,0 +1,101 @@
+"""Which layers have an int8 form, with which config, and why the others stay float."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+from ..configs import Int8Dynamic, Int8Static, Int8WeightOnly
+from ..layers.attention import why_float as why_float_attention
+from ..layers.base import why_changed
+from ..layers.conv import Int8Conv2d
+from ..layers.embedding import Int8Embedding, Int8EmbeddingBag
+from ..layers.embedding import why_float as why_float_embedding
+from ..layers.linear import Int8Linear, Int8WeightOnlyLinear
+from ..layers.static import Int8StaticLinear
+
+# the float layer -> the config -> the int8 layer, which has from_float(layer, config)
+FORMS: dict[type[nn.Module], dict[type, Any]] = {
+    nn.Linear: {
+        Int8Dynamic: Int8Linear,
+        Int8WeightOnly: Int8WeightOnlyLinear,
+        Int8Static: Int8StaticLinear,
+    },
+    nn.Conv2d: {Int8Dynamic: Int8Conv2d},
+    nn.Embedding: dict.fromkeys((Int8Dynamic, Int8WeightOnly, Int8Static), Int8Embedding),
+    nn.EmbeddingBag: dict.fromkeys((Int8Dynamic, Int8WeightOnly, Int8Static), Int8EmbeddingBag),
+}
+FORMS[nn.MultiheadAttention] = FORMS[nn.Linear]  # of its projections: attention.py
+# what else keeps layers of a kind float: a reason, or ""
+_WHY_FLOAT: dict[type[nn.Module], Callable[[Any], str]] = {
+    nn.Linear: lambda linear: (
+        "float: torch.nn.MultiheadAttention reads this weight without calling the layer"
+        if isinstance(linear, NonDynamicallyQuantizableLinear)
+        else ""
+    ),
+    nn.Conv2d: lambda conv: (
+        f"float: {type(conv).__name__} has a _conv_forward of its own, which int8 would not run"
+        if type(conv)._conv_forward is not nn.Conv2d._conv_forward
+        else ""
+    ),
+    nn.Embedding: why_float_embedding,
+    nn.EmbeddingBag: why_float_embedding,
+    nn.MultiheadAttention: why_float_attention,
+}
+# where quantize_ notes on a layer why it left it float
+REASON = "_octavo_float"
+
+
+def forms_of(layer: nn.Module) -> dict[type, Any]:
+    """The int8 forms of a layer, by config."""
+    base = _base(layer)
+    if base is None:
+        return {}
+    return FORMS[nn.Linear if _is_conv1d(base) else base]
+
+
+def int8_kinds() -> tuple[type[nn.Module], ...]:
+    """The classes of int8 layers."""
+    return tuple(form for forms in FORMS.values() for form in forms.values())
+
+
+def why_float(layer: nn.Module) -> str:
+    """Why quantize_ cannot replace this layer, whatever it is told; "" if it can."""
+    if hasattr(layer, "qat_config"):
+        return "float: fake-quantized; octavo.convert_qat_ makes it int8"
+    name, base = type(layer).__name__, _base(layer)
+    if base is None:
+        return f"float: octavo has no int8 form of {name}"
+    why = why_changed(layer, base)
+    if why or base not in _WHY_FLOAT:
+        return why
+    return _WHY_FLOAT[base](layer)
+
+
+def as_linear(layer: nn.Module) -> nn.Module:
+    """transformers' Conv1D, y = x @ weight [K, N] + bias, as a linear layer; others as they are."""
+    if not _is_conv1d(_base(layer)):
+        return layer
+    assert isinstance(layer.weight, torch.Tensor)
+    assert isinstance(layer.bias, torch.Tensor)
+    k, n = layer.weight.shape
+    linear = nn.Linear(k, n, device="meta")
+    linear.weight = nn.Parameter(layer.weight.detach().t(), requires_grad=False)
+    linear.bias = nn.Parameter(layer.bias.detach(), requires_grad=False)
+    return linear.train(layer.training)
+
+
+def _base(layer: nn.Module) -> type[nn.Module] | None:
+    # a parametrized layer is of a class that torch derives
+    for base in type(layer).__mro__:
+        if base in FORMS or _is_conv1d(base):
+            return base
+    return None
+
+
+def _is_conv1d(base: type | None) -> bool:
+    return base is not None and f"{base.__module__}.{base.__name__}" == "transformers.pytorch_utils.Conv1D"

@@ -1,0 +1,1 @@
+"""Whole models: what one kernel can do of several operations."""

@@ -1,0 +1,237 @@
+"""Int8Linear and Int8WeightOnlyLinear: linear layers that hold int8."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ... import ops, torch_ops
+from ...ops.linear import ACTIVATIONS, CUDA_ROW
+from ...ops.pack import PackedWeight, pack_buffer
+from ...runtime.arrays import needs_dispatcher, on_cuda
+from ..configs import DEFAULT, Int8Dynamic, Int8WeightOnly, check_config, check_flag
+from .base import PackedModule
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+_WEIGHT_ONLY = Int8WeightOnly()
+
+
+class PackedLinear(PackedModule):
+    """What linear layers with an int8 weight share.
+
+    The state dict holds the logical values: `weight` int8 [N, K], `weight_scale` float32 [N, G] (one scale
+    for each of G groups of a row's weights) and `bias`. In memory there is one copy of the weight, packed for
+    the kernels on the CPU, and on a GPU where rows are not whole multiples of 16 bytes, else plain; `weight`
+    unpacks it. `.to(dtype)` casts the bias only: every float dtype is taken, and returned.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        activation: str | None = None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation: expected one of {tuple(ACTIVATIONS)}, got {activation!r}")
+        self.in_features = in_features
+        self.out_features = out_features
+        self.activation = activation
+        weight = torch.zeros(out_features, in_features, dtype=torch.int8, device=device)
+        self.register_buffer("_stored", _stored_form(weight), persistent=False)
+        self.register_buffer("weight_scale", torch.ones(out_features, 1, dtype=torch.float32, device=device))
+        if bias:
+            zeros = torch.zeros(out_features, device=device, dtype=dtype)
+            self.bias = nn.Parameter(zeros, requires_grad=False)
+        else:
+            self.register_parameter("bias", None)
+
+    @classmethod
+    def _of(cls, linear: nn.Linear, data: Tensor, scale: Tensor, **options: Any) -> Self:
+        """The layer with this weight and the rest of a float one."""
+        with torch.no_grad():
+            new = cls(linear.in_features, linear.out_features, False, device="meta", **options)
+            new._stored = _stored_form(data)
+            new.weight_scale = scale if scale.dim() == 2 else scale.unsqueeze(-1)
+            if linear.bias is not None:
+                new.bias = nn.Parameter(linear.bias.detach().clone(), requires_grad=False)
+        return new.train(linear.training)
+
+    @property
+    def _shape(self) -> tuple[int, int]:
+        return self.out_features, self.in_features
+
+    def _packed(self, weight: Tensor) -> Tensor:
+        return _stored_form(weight)
+
+    def _unpacked(self, stored: Tensor) -> Tensor:
+        weight: Tensor = torch_ops.unpack_weight(stored, *self._shape)
+        return weight
+
+    def extra_repr(self) -> str:
+        text = (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        )
+        return text if self.activation is None else f"{text}, activation={self.activation!r}"
+
+
+class Int8Linear(PackedLinear):
+    """y = activation(x @ weight.T + bias) with an int8 weight; x is quantized per row on the fly.
+
+    symmetric=False: each row of x has a zero point, as octavo.int8_linear has it. The state dict holds the
+    logical values: `weight` int8 [N, K], `weight_scale` float32 [N, 1] and `bias`.
+    """
+
+    kernel = "int8_linear"
+    _checked: tuple[Tensor | None, Tensor | None, PackedWeight] | None = None  # buffers after checks
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        activation: str | None = None,
+        symmetric: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        check_flag(symmetric, "symmetric")
+        super().__init__(in_features, out_features, bias, activation=activation, device=device, dtype=dtype)
+        self.symmetric = symmetric
+
+    @classmethod
+    def from_float(
+        cls,
+        linear: nn.Linear,
+        config: Int8Dynamic | Int8WeightOnly = DEFAULT,
+        *,
+        activation: str | None = None,
+    ) -> PackedLinear:
+        """The int8 form of a linear layer, for Int8WeightOnly an Int8WeightOnlyLinear. ValueError for a
+        weight with NaN or Inf."""
+        check_config(config, Int8Dynamic, Int8WeightOnly)
+        if isinstance(config, Int8WeightOnly):
+            return Int8WeightOnlyLinear.from_float(linear, config, activation=activation)
+        check_linear(linear)
+        data, scale, _ = ops.quantize(linear.weight.detach(), nonfinite="raise")
+        return cls._of(linear, data, scale, activation=activation, symmetric=config.symmetric)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # the dictionaries of nn.Module, read directly: its __getattr__ costs more than a small kernel
+        stored, scale, bias = (
+            self._buffers["_stored"],
+            self._buffers["weight_scale"],
+            self._parameters["bias"],
+        )
+        if needs_dispatcher(x, stored, bias):
+            y: Tensor = torch_ops.int8_linear_op(
+                x, stored, scale, bias, activation=self.activation, symmetric=self.symmetric
+            )
+            return y
+        checked = self._checked
+        if checked is None or checked[0] is not stored or checked[1] is not scale:
+            if on_cuda(stored):  # no PackedWeight: to check a header would wait for the device
+                return ops._int8_linear(  # type: ignore[no-any-return]
+                    x, stored, scale, bias, self.activation, symmetric=self.symmetric
+                )
+            checked = self._checked = (stored, scale, PackedWeight(stored, scale))
+        return ops._int8_linear(  # type: ignore[no-any-return]
+            x, checked[2], None, bias, self.activation, symmetric=self.symmetric
+        )
+
+    def extra_repr(self) -> str:
+        text = super().extra_repr()
+        return text if self.symmetric else f"{text}, symmetric=False"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_checked"}
+
+
+class Int8WeightOnlyLinear(PackedLinear):
+    """y = activation(x @ (weight * weight_scale).T + bias) with x as it is and an int8 weight.
+
+    The state dict holds the logical values: `weight` int8 [N, K], `weight_scale` float32 [N, 1], or
+    [N, K / group_size] with a group_size, and `bias`.
+    """
+
+    kernel = "weight_only_linear"
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        group_size: int | None = None,
+        activation: str | None = None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        Int8WeightOnly(group_size)  # checks it
+        if group_size is not None and in_features % group_size:
+            raise ValueError(
+                f"group_size: expected a divisor of in_features ({in_features}), got {group_size}"
+            )
+        super().__init__(in_features, out_features, bias, activation=activation, device=device, dtype=dtype)
+        self.group_size = group_size
+        if group_size is not None:
+            self.weight_scale = torch.ones(out_features, in_features // group_size, device=device)
+
+    @classmethod
+    def from_float(
+        cls, linear: nn.Linear, config: Int8WeightOnly = _WEIGHT_ONLY, *, activation: str | None = None
+    ) -> Int8WeightOnlyLinear:
+        """The int8 form of a linear layer. ValueError for a weight with NaN or Inf, and for a group_size that
+        does not divide its input features."""
+        if not isinstance(config, Int8WeightOnly):
+            raise TypeError(f"config: expected an octavo.Int8WeightOnly, got {config!r}")
+        check_linear(linear)
+        size = config.group_size
+        data, scale, _ = ops.quantize(
+            linear.weight.detach(),
+            granularity="row" if size is None else "group",
+            group_size=size,
+            nonfinite="raise",
+        )
+        return cls._of(linear, data, scale, group_size=size, activation=activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # the dictionaries of nn.Module, read directly: its __getattr__ costs more than a small kernel
+        stored, scale, bias = (
+            self._buffers["_stored"],
+            self._buffers["weight_scale"],
+            self._parameters["bias"],
+        )
+        if needs_dispatcher(x, stored, bias):
+            y: Tensor = torch_ops.weight_only_linear_op(x, stored, scale, bias, activation=self.activation)
+            return y
+        return ops._weight_only_linear(x, stored, scale, bias, self.activation)  # type: ignore[no-any-return]
+
+    def extra_repr(self) -> str:
+        text = super().extra_repr()
+        return text if self.group_size is None else f"{text}, group_size={self.group_size}"
+
+
+def _stored_form(weight: Tensor) -> Tensor:
+    readable = weight.shape[1] % CUDA_ROW == 0  # by CUDA kernels, as it is
+    if readable if on_cuda(weight) else weight.device.type != "cpu":
+        return weight
+    if needs_dispatcher(weight):
+        packed: Tensor = torch_ops.pack_weight(weight)
+        return packed
+    return pack_buffer(weight, "auto")  # type: ignore[no-any-return]
+
+
+def check_linear(linear: object) -> None:
+    if not isinstance(linear, nn.Linear):
+        raise TypeError(f"linear: expected a torch.nn.Linear, got {type(linear).__name__}")

@@ -1,0 +1,1 @@
+"""What is built, what arrays are, and which kernels a call runs."""
