@@ -15,7 +15,7 @@ import pytest
 from hypothesis import strategies as st
 
 import octavo
-from octavo import reference
+from octavo.reference import numpy as reference
 from octavo.ops.norm import NORM_RESULTS
 from strategies import (
     FLOATS,

@@ -21,7 +21,8 @@ import cuda_parity
 import emulated_cupy
 import octavo
 from cuda_parity import Adapter
-from octavo.ops import linear
+from octavo.ops import operand
+from octavo.ops.op import OPS
 from octavo.runtime import arrays, backends, routing
 from strategies import assert_same, needs_torch, to_numpy, to_torch, torch
 
@@ -82,8 +83,8 @@ def on_torch(cuda, monkeypatch) -> Adapter:
             monkeypatch.setattr(module, "on_cuda", lambda x: isinstance(x, torch.Tensor))
     monkeypatch.setattr(routing, "_where", where)
     monkeypatch.setattr(backends, "why_not_cuda", lambda device, families: "")
-    for tiny in ("_tiny_int8_linear", "_tiny_int8_linears"):
-        monkeypatch.setattr(linear, tiny, lambda *_: None)
+    for op in OPS.values():
+        monkeypatch.setattr(op, "tiny", None)
     return Adapter(to_torch, to_numpy, MAX_ELEMENTS)
 
 
@@ -114,7 +115,6 @@ def test_torch(check, on_torch):
 def test_torch_ops_take_buffers_and_rows_without_looking_at_them(on_torch, monkeypatch):
     """A packed buffer is 1-D: N and K come from the other arguments, and the header is not read."""
     import octavo.torch_ops
-    from octavo.ops import pack as packed
 
     rng = np.random.default_rng(3)
     op = torch.ops.octavo
@@ -127,8 +127,7 @@ def test_torch_ops_take_buffers_and_rows_without_looking_at_them(on_torch, monke
         assert_same(buffer, cuda_parity.packed_rows(weight))
         assert_same(op.unpack_weight(buffer, n, k), weight)
         with monkeypatch.context() as patch:
-            for module in (packed, linear):
-                patch.setattr(module, "read_header", None)
+            patch.setattr(operand, "read_header", None)
             for stored in (args[1], buffer):
                 assert_same(op.int8_linear(args[0], stored, args[2]), expected)
                 assert_same(op.int8_linear(args[0], stored, args[2].unsqueeze(-1)), expected)
@@ -145,7 +144,7 @@ def test_torch_ops_take_buffers_and_rows_without_looking_at_them(on_torch, monke
 def test_layers_store_what_the_kernels_read(on_torch, monkeypatch):
     from octavo import nn
 
-    monkeypatch.setattr(nn.linear, "needs_dispatcher", lambda *_: True)  # as on a device
+    monkeypatch.setattr(nn.layers.linear, "needs_dispatcher", lambda *_: True)  # as on a device
     for k, packed in ((48, False), (40, True)):
         source = torch.nn.Linear(k, 24)
         layer = nn.Int8Linear.from_float(source)
@@ -170,7 +169,7 @@ def test_a_layer_unpacks_what_another_device_packed(on_torch):
     weight = np.arange(-60, 60, dtype=i8).reshape(6, 20)
     for layout in ("dense", "bitmask", "block"):
         moved = to_torch(octavo.reference.pack_weight(weight, layout))
-        assert_same(packed.unpack_buffer(moved, 6, 20), weight, layout)
+        assert_same(packed.unpack_matrix(moved, 6, 20), weight, layout)
         with pytest.raises(ValueError, match=r"^buffer: expected one packed for ISA 1 \(CUDA\).*got .*ISA 0"):
             octavo.PackedWeight.from_buffer(moved)
 

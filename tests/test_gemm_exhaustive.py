@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import octavo
-from octavo import reference
+from octavo.reference import numpy as reference
 from strategies import THREADS, assert_close_ulp, isas, lay_out, running
 
 ROWS = (*range(1, 71), 191, 192, 193, 257)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import guard
 import octavo
-from octavo import reference
+from octavo.reference import numpy as reference
 from octavo.ops.norm import NORM_RESULTS
 from strategies import (
     BF16,
@@ -306,9 +306,9 @@ def tensors(*shape, dtype="float32", layout="contiguous"):
 def test_opcheck(dtype, layout):
     import torch
 
-    from octavo import torch_ops
+    import octavo.torch_ops  # noqa: F401
 
-    op = torch_ops.norm_quantize_op
+    op = torch.ops.octavo.norm_quantize.default
     for shape in ((2, 3, 40), (0, 8), (3, 0), (16,)):
         x, residual, weight, bias = tensors(*shape, dtype=dtype, layout=layout)
         torch.library.opcheck(op, (x, weight, bias.to(x.dtype), residual, 1e-5, True))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import guard
 import octavo
-from octavo import reference
+from octavo.reference import numpy as reference
 from octavo.runtime import arrays, backends
 from strategies import (
     FLOATS,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import guard
 import octavo
-from octavo import reference
+from octavo.reference import numpy as reference
 from strategies import (
     FLOATS,
     SPECIAL,

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octavo import reference
+from octavo.reference import numpy as reference
 from strategies import (
     FLOATS,
     SPECIAL,

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 import guard
 import octavo
-from octavo import reference
-from octavo.ops import pack as packing
+from octavo.reference import numpy as reference
+from octavo.ops import layouts as packing
 from octavo.runtime import backends
 from strategies import (
     LAYOUTS as MEMORY,
@@ -380,7 +380,7 @@ def parts_of(buffer) -> dict[str, slice]:
     header = packing.read_header(buffer)
     start, index, weight, _ = packing._parts(*header)
     rows = packing.padded(*header[:2])[0]
-    units = packing._pairs(rows) if header.layout == "bitmask" else rows // 4
+    units = packing.pairs(rows) if header.layout == "bitmask" else rows // 4
     used = weight - index if header.layout == "bitmask" else 2 * header.stored
     return {
         "count": slice(32, 40),
@@ -527,7 +527,7 @@ def test_a_weight_that_changes_between_counting_and_packing_is_refused(layout, m
     found = counted.copy()
     found[2090, 16 if more < 0 else 96] = more > 0  # the first tile is gone, or there is a sixth
     rows = packing.padded(n, k)[0]
-    kept, tiles = np.empty(packing._pairs(rows), np.int64), np.empty(rows // 4, np.int64)
+    kept, tiles = np.empty(packing.pairs(rows), np.int64), np.empty(rows // 4, np.int64)
     at, to = counted.ctypes.data, found.ctypes.data
     core.count_weight(at, n, k, k, 1, kept.ctypes.data, tiles.ctypes.data, 2)
     counts = kept if layout == "bitmask" else tiles

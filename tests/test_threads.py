@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import octavo
-from octavo import reference
+from octavo.reference import numpy as reference
 from strategies import (
     assert_close_ulp,
     assert_same,

@@ -7,7 +7,7 @@ import pytest
 
 import octavo
 from cuda_parity import packed_rows
-from octavo import reference
+from octavo.reference import numpy as reference
 from strategies import FLOATS, assert_close_ulp, assert_same, cast, fill, to_numpy, to_torch
 
 torch = pytest.importorskip("torch")
@@ -173,6 +173,7 @@ def test_fake_tensors_on_any_device():
             data, scale, zero_point = octavo.quantize(x, granularity="group", group_size=16, symmetric=False)
             assert (data.shape, scale.shape, zero_point.shape) == ((2, 3, 64), (2, 3, 4), (2, 3, 4))
             assert {data.device.type, scale.device.type, zero_point.device.type} == {device}
+            x = torch.empty(2, 3, 65, dtype=torch.bfloat16, device=device)
             packed = op.pack_weight(torch.empty(70, 65, dtype=torch.int8, device=device))
             sums = {"cpu": 64 + 4 * 80, "cuda": 512 + 256}[
                 device

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import octavo
-from octavo import reference
+from octavo.reference import numpy as reference
 from strategies import assert_same, float_arrays, shapes, to_numpy, to_torch
 
 torch = pytest.importorskip("torch")

@@ -5,31 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from . import old_paths
-from .ops import (
-    PackedConvWeight,
-    PackedWeight,
-    Quantized,
-    dequantize,
-    int8_conv2d,
-    int8_embedding,
-    int8_embedding_bag,
-    int8_linear,
-    int_mm,
-    layer_norm_quantize,
-    magnitude_threshold,
-    pack_conv_weight,
-    pack_mask,
-    pack_weight,
-    prune,
-    prune_,
-    prune_mask,
-    prune_quantize,
-    quantize,
-    rms_norm_quantize,
-    scaled_int_mm,
-    unpack_mask,
-    weight_only_linear,
-)
+from .ops import op
+from .ops.conv import int8_conv2d
+from .ops.conv_weight import PackedConvWeight, pack_conv_weight
+from .ops.embedding import int8_embedding, int8_embedding_bag
+from .ops.int_mm import int_mm, scaled_int_mm
+from .ops.linear import int8_linear
+from .ops.masks import pack_mask, unpack_mask
+from .ops.norm import layer_norm_quantize, rms_norm_quantize
+from .ops.pack import PackedWeight, pack_weight
+from .ops.prune import magnitude_threshold, prune, prune_, prune_mask, prune_quantize
+from .ops.quantize import Quantized, dequantize, quantize
+from .ops.weight_only import weight_only_linear
 from .report import explain
 from .runtime.backends import (
     force_isa,
@@ -105,6 +92,13 @@ __all__ = [
 
 
 old_paths.install()
+
+
+def _load_torch_ops() -> None:
+    from . import torch_ops  # noqa: F401
+
+
+op.load_torch_ops = _load_torch_ops
 
 # What imports torch, and so only when it is asked for: the module of each name.
 _LAZY = {

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .ops.linear import pack_weight
-from .ops.pack import MAX_K, PackedWeight, density
+from .ops.layouts import MAX_K
+from .ops.pack import PackedWeight, density, pack_weight
 from .runtime import backends
 from .runtime.arrays import FLOATS, Array, check_dtype, is_array, on_cuda
 from .runtime.routing import native_for, why_reference_for

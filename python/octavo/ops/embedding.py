@@ -1,4 +1,4 @@
-"""int8_embedding and int8_embedding_bag: what they check, allocate and call."""
+"""int8_embedding and int8_embedding_bag."""
 
 from __future__ import annotations
 
@@ -13,23 +13,20 @@ from ..runtime.arrays import (
     FLOATS,
     Array,
     as_dtype_name,
+    as_float32,
     check_dtype,
-    check_out,
     check_shape,
     contiguous,
     empty,
     float_code,
     kind_of,
-    needs_dispatcher,
     on_cuda,
     pointer,
-    store,
     to_host,
-    writable,
 )
-from ..runtime.routing import native_for, reference_for
-from .norm import _as_float32
-from .pack import check_scale
+from ..runtime.routing import Engine
+from .layouts import check_scale
+from .op import Op, Plan
 
 MODES = ("sum", "mean", "max")  # by their codes
 
@@ -50,47 +47,42 @@ def int8_embedding(
     out_dtype: "float32", "float16", "bfloat16" or "float64", or a NumPy or torch dtype.
     out: indices.shape + (D,) of that dtype to fill; one that is not C-contiguous costs a temporary.
     """
-    if type(weight) is not np.ndarray and needs_dispatcher(indices, weight, weight_scale):
-        from .. import torch_ops
-
-        return torch_ops.int8_embedding(indices, weight, weight_scale, out_dtype, out)
-    return _int8_embedding(indices, weight, weight_scale, out_dtype, out)
+    name = as_dtype_name(out_dtype, "out_dtype", FLOATS)
+    return INT8_EMBEDDING(indices, weight, weight_scale, name, out=None if out is None else [("out", out)])
 
 
-def _int8_embedding(
-    indices: Array, weight: Array, weight_scale: Array, out_dtype: Any = "float32", out: Array | None = None
-) -> Array:
-    """int8_embedding, without torch's dispatcher."""
+def _plan(indices: Array, weight: Array, weight_scale: Array, out_dtype: Any = "float32") -> Plan:
     inputs = {"indices": indices, "weight": weight, "weight_scale": weight_scale}
     entries, dim = _check_table(inputs)
     name = as_dtype_name(out_dtype, "out_dtype", FLOATS)
-    shape = (*indices.shape, dim)
     check_scale(weight_scale, "weight_scale", entries)
-    scale = contiguous(weight_scale).reshape(entries)
-    if out is not None:
-        check_out(out, "out", weight, shape, name, inputs)
-    engine = native_for(weight, "embedding")
-    if engine is None:
+
+    def native(engine: Engine, result: Array) -> None:
+        kernels, where = engine
+        plain, table, scale = contiguous(indices), contiguous(weight), contiguous(weight_scale)
+        outside = kernels.embedding(
+            kernels.Table(pointer(table), scale=pointer(scale), entries=entries, dim=dim),
+            indices=kernels.Integers(pointer(plain), wide=plain.itemsize == 8, count=_count(plain)),
+            out=pointer(result),
+            out_dtype=DTYPE_CODES[name],
+            where=where,
+        )
+        if outside >= 0:
+            _raise_outside(indices, outside, entries)
+
+    def reference(module: Any) -> Any:
         _check_values(indices, entries)
-        result = reference_for(weight, "embedding").int8_embedding(indices, weight, scale, name)
-        return result if out is None else store(out, result)
-    plain, weight = contiguous(indices), contiguous(weight)
-    result = empty(shape, name, weight) if out is None else writable(out, name)
-    outside = engine.kernels.embedding(
-        pointer(weight),
-        pointer(scale),
-        entries,
-        dim,
-        pointer(plain),
-        plain.itemsize == 8,
-        _count(plain),
-        pointer(result),
-        DTYPE_CODES[name],
-        *engine.where,
-    )
-    if outside >= 0:
-        _raise_outside(indices, outside, entries)
-    return result if out is None else store(out, result)
+        return module.int8_embedding(indices, weight, weight_scale.reshape(entries), name)
+
+    return Plan(weight, inputs, (((*indices.shape, dim), name, ""),), native, reference)
+
+
+INT8_EMBEDDING = Op(
+    "int8_embedding(Tensor indices, Tensor weight, Tensor weight_scale, *, ScalarType out_dtype=float) "
+    "-> Tensor",
+    _plan,
+    "embedding",
+)
 
 
 def int8_embedding_bag(
@@ -119,15 +111,8 @@ def int8_embedding_bag(
 
     Sums are float32, in the order of the indices.
     """
-    if type(weight) is not np.ndarray and needs_dispatcher(
-        indices, weight, weight_scale, offsets, per_sample_weights
-    ):
-        from .. import torch_ops
-
-        run: Any = torch_ops.int8_embedding_bag
-    else:
-        run = _int8_embedding_bag
-    return run(
+    name = as_dtype_name(out_dtype, "out_dtype", FLOATS)
+    return INT8_EMBEDDING_BAG(
         indices,
         weight,
         weight_scale,
@@ -136,12 +121,12 @@ def int8_embedding_bag(
         per_sample_weights,
         include_last_offset,
         padding_idx,
-        out_dtype,
-        out,
+        name,
+        out=None if out is None else [("out", out)],
     )
 
 
-def _int8_embedding_bag(
+def _plan_bag(
     indices: Array,
     weight: Array,
     weight_scale: Array,
@@ -151,9 +136,7 @@ def _int8_embedding_bag(
     include_last_offset: bool = False,
     padding_idx: int | None = None,
     out_dtype: Any = "float32",
-    out: Array | None = None,
-) -> Array:
-    """int8_embedding_bag, without torch's dispatcher."""
+) -> Plan:
     inputs = {
         "indices": indices,
         "weight": weight,
@@ -167,45 +150,50 @@ def _int8_embedding_bag(
     )
     name = as_dtype_name(out_dtype, "out_dtype", FLOATS)
     check_scale(weight_scale, "weight_scale", entries)
-    scale = contiguous(weight_scale).reshape(entries)
-    if out is not None:
-        check_out(out, "out", weight, (bags, dim), name, inputs)
-    ends = bag_ends(indices, offsets, bags, include_last_offset)
-    engine = native_for(weight, "embedding")
-    if not on_cuda(weight):
-        _check_offsets(offsets, ends, _count(indices))
-    weights = None if per_sample_weights is None else _as_float32(per_sample_weights)
-    if engine is None:
-        _check_values(indices, entries)
-        if weights is not None:
-            weights = weights.reshape(-1)
-        flat = indices.reshape(-1)
-        result = reference_for(weight, "embedding").int8_embedding_bag(
-            flat, ends, weight, scale, weights, padding, mode, name
+
+    def ends() -> Array:
+        return bag_ends(indices, offsets, bags, include_last_offset)
+
+    def check() -> None:
+        if not on_cuda(weight):
+            _check_offsets(offsets, ends(), _count(indices))
+
+    def native(engine: Engine, result: Array) -> None:
+        kernels, where = engine
+        plain, table, scale = contiguous(indices), contiguous(weight), contiguous(weight_scale)
+        weights, last = as_float32(per_sample_weights), ends()
+        outside = kernels.embedding_bag(
+            kernels.Table(pointer(table), scale=pointer(scale), entries=entries, dim=dim),
+            indices=kernels.Integers(pointer(plain), wide=plain.itemsize == 8, count=_count(plain)),
+            ends=pointer(last),
+            bags=bags,
+            weights=0 if weights is None else pointer(weights),
+            padding=padding,
+            mode=MODES.index(mode),
+            out=pointer(result),
+            out_dtype=DTYPE_CODES[name],
+            where=where,
         )
-        return result if out is None else store(out, result)
-    plain, weight = contiguous(indices), contiguous(weight)
-    result = empty((bags, dim), name, weight) if out is None else writable(out, name)
-    outside = engine.kernels.embedding_bag(
-        pointer(weight),
-        pointer(scale),
-        entries,
-        dim,
-        pointer(plain),
-        plain.itemsize == 8,
-        _count(plain),
-        pointer(ends),
-        bags,
-        0 if weights is None else pointer(weights),
-        padding,
-        MODES.index(mode),
-        pointer(result),
-        DTYPE_CODES[name],
-        *engine.where,
-    )
-    if outside >= 0:
-        _raise_outside(indices, outside, entries)
-    return result if out is None else store(out, result)
+        if outside >= 0:
+            _raise_outside(indices, outside, entries)
+
+    def reference(module: Any) -> Any:
+        _check_values(indices, entries)
+        weights = as_float32(per_sample_weights)
+        weights = None if weights is None else weights.reshape(-1)
+        flat, scale = indices.reshape(-1), weight_scale.reshape(entries)
+        return module.int8_embedding_bag(flat, ends(), weight, scale, weights, padding, mode, name)
+
+    return Plan(weight, inputs, (((bags, dim), name, ""),), native, reference, check)
+
+
+INT8_EMBEDDING_BAG = Op(
+    "int8_embedding_bag(Tensor indices, Tensor weight, Tensor weight_scale, Tensor? offsets=None, "
+    'str mode="mean", Tensor? per_sample_weights=None, bool include_last_offset=False, '
+    "int? padding_idx=None, *, ScalarType out_dtype=float) -> Tensor",
+    _plan_bag,
+    "embedding",
+)
 
 
 def _check_table(inputs: dict[str, Any]) -> tuple[int, int]:

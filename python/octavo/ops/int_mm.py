@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
 
 from ..runtime.arrays import (
-    DTYPE_CODES,
     Array,
-    as_rows,
+    as_dtype_name,
     check_dtype,
-    check_out,
     check_shape,
     contiguous,
-    dtype_name,
     empty,
-    is_number,
     kind_of,
     needs_dispatcher,
+    number_as_array,
     on_cuda,
     pointer,
-    store,
-    writable_rows,
 )
-from ..runtime.routing import Engine, native_for, reference_for
-from .linear import _check_epilogue, _operand, _out_dtype, _pack_operand, as_operand
-from .pack import MAX_K, MAX_K_UNSIGNED, PackedWeight, unpack_buffer
+from ..runtime.routing import Engine, int_rows
+from .layouts import MAX_K, MAX_K_UNSIGNED
+from .op import Op, Plan
+from .operand import (
+    OUT,
+    Operand,
+    as_packed_weight,
+    check_epilogue,
+    check_operand,
+    operand_of,
+    target_of,
+    unpacked,
+)
+from .pack import PackedWeight
 from .quantize import Quantized
 
 
@@ -38,18 +45,18 @@ def int_mm(a: Array, b: Array | PackedWeight, *, out: Array | None = None) -> Ar
     pass over it and a temporary of its size; pack_weight(b.T) does that once.
     out: int32 [M, N] to fill; one whose rows are not contiguous costs a temporary.
     """
-    if type(a) is not np.ndarray and needs_dispatcher(a, b.buffer if type(b) is PackedWeight else b):
-        from .. import torch_ops
+    outs = None if out is None else [("out", out)]
+    if type(b) is PackedWeight and type(a) is not np.ndarray and needs_dispatcher(a, b.buffer):
+        if a.ndim != 2:
+            raise ValueError(f"a: expected two dimensions [M, K], got shape {tuple(a.shape)}")
+        return scaled_int_mm(a, 1.0, b, out_dtype="int32", out=out)
+    return INT_MM(a, b, out=outs)
 
-        return torch_ops.int_mm(a, b, **({} if out is None else {"out": out}))
-    return _int_mm(a, b, out)
 
-
-def _int_mm(a: Array, b: Array | PackedWeight, out: Array | None = None) -> Array:
-    """int_mm, without torch's dispatcher."""
+def _plan_int_mm(a: Array, b: Array | PackedWeight) -> Plan:
     if isinstance(b, PackedWeight):
         kind_of(a=a, b=b.buffer)
-        n, k = b.shape
+        operand = operand_of(b, None, a)
     else:
         kind_of(b=b)
         kind_of(a=a, b=b)
@@ -57,18 +64,25 @@ def _int_mm(a: Array, b: Array | PackedWeight, out: Array | None = None) -> Arra
         if b.ndim != 2:
             raise ValueError(f"b: expected two dimensions [K, N], got shape {tuple(b.shape)}")
         k, n = b.shape
-    signed = _check_integers(a, k, None)[0] < 0
+        operand = Operand(n, k, b.T, None)
+    signed = _check_integers(a, operand.k, None)[0] < 0
     if a.ndim != 2:
         raise ValueError(f"a: expected two dimensions [M, K], got shape {tuple(a.shape)}")
-    if out is not None:
-        inputs = {"a": a, "b": b.buffer if isinstance(b, PackedWeight) else b}
-        check_out(out, "out", a, (a.shape[0], n), "int32", inputs)
-    engine = native_for(a, "linear")
-    if engine is None:
-        result = reference_for(a, "linear").int_mm(a, b.unpack()[0].T if isinstance(b, PackedWeight) else b)
-        return result if out is None else store(out, result)
-    weight = b.buffer if isinstance(b, PackedWeight) else as_operand(b.T, not signed)
-    return _native_product(engine, a, None, None, weight, n, out)
+
+    def native(engine: Engine, result: Array) -> None:
+        kernels, where = engine
+        view, _base = int_rows(kernels, a)
+        target, _alive = target_of(kernels, operand, None, None, result, needs_sums=not signed)
+        kernels.scaled_int_mm(view, a_scale=0, a_zero_point=0, target=target, where=where)
+
+    def reference(module: Any) -> Any:
+        return module.int_mm(a, unpacked(operand).T)
+
+    inputs = {"a": a, "b": operand.weight}
+    return Plan(a, inputs, (((a.shape[0], operand.n), "int32", "rows"),), native, reference)
+
+
+INT_MM = Op("int_mm(Tensor a, Tensor b) -> Tensor", _plan_int_mm, "linear")
 
 
 def scaled_int_mm(
@@ -93,106 +107,104 @@ def scaled_int_mm(
     K <= 131,071, and 65,793 with uint8 activations or zero points, so that the sums fit int32.
     """
     if type(weight) is not PackedWeight:
-        weight = _pack_operand(weight)
-    if type(a) is not np.ndarray and needs_dispatcher(
-        a, a_scale, weight.buffer, weight.scale, bias, a_zero_point
-    ):
-        from .. import torch_ops
-
-        more = {} if out is None else {"out": out}
-        return torch_ops.scaled_int_mm(
-            a,
-            a_scale,
-            weight,
-            bias,
-            a_zero_point=a_zero_point,
-            activation=activation,
-            out_dtype=out_dtype,
-            **more,
-        )
-    return _scaled_int_mm(a, a_scale, weight, None, bias, a_zero_point, activation, out_dtype, out)
-
-
-def _scaled_int_mm(
-    a: Array,
-    a_scale: Any,
-    weight: Any,
-    weight_scale: Array | None = None,
-    bias: Array | None = None,
-    a_zero_point: Any = None,
-    activation: str | None = None,
-    out_dtype: Any = "float32",
-    out: Array | None = None,
-) -> Array:
-    """scaled_int_mm, without torch's dispatcher; weight: also a packed buffer or int8 [N, K], with scale."""
-    kind_of(a=a)
-    n, k, weight, weight_scale = _operand(weight, weight_scale, a)
-    kind_of(a=a, weight=weight, weight_scale=weight_scale, bias=bias)
-    low, high = _check_integers(a, k, a_zero_point)
-    inputs = {"a": a, "a_scale": a_scale, "weight": weight, "bias": bias, "a_zero_point": a_zero_point}
-    a_scale = _per_row(a_scale, "a_scale", "float32", a)
-    if a_zero_point is not None:
-        a_zero_point = _per_row(a_zero_point, "a_zero_point", "int32", a)
-    name = _out_dtype(out_dtype)
-    activation_code, bias_code = _check_epilogue(n, weight_scale, bias, activation, name)
-    if out is not None:
-        check_out(out, "out", a, (*a.shape[:-1], n), name, {**inputs, "weight_scale": weight_scale})
-    checked = None if on_cuda(a) else a_zero_point
-    if checked is not None and not ((checked >= low) & (checked <= high)).all():
-        raise ValueError(f"a_zero_point: expected values in [{low}, {high}], got others")
-    engine = native_for(a, "linear")
-    if engine is None:
-        plain = unpack_buffer(weight, n, k) if weight.ndim == 1 else weight
-        result = reference_for(a, "linear").scaled_int_mm(
-            a, a_scale, plain, weight_scale, bias, a_zero_point, activation, name
-        )
-        return result if out is None else store(out, result)
-    weight = as_operand(weight, low == 0 or a_zero_point is not None)
-    if name == "int32":
-        return _native_product(engine, a, None, a_zero_point, weight, n, out)
-    bias = None if bias is None else contiguous(bias)
-    epilogue = (a_scale, weight_scale, bias, bias_code, activation_code, name)
-    return _native_product(engine, a, epilogue, a_zero_point, weight, n, out)
-
-
-def _native_product(
-    engine: Engine,
-    a: Array,
-    epilogue: tuple[Array, Array, Array | None, int, int, str] | None,
-    a_zero_point: Array | None,
-    weight: Array,
-    n: int,
-    out: Array | None,
-) -> Array:
-    """The native product; epilogue: scales, bias and its code, activation, out dtype; None for the sums."""
-    a_scale, weight_scale, bias, bias_code, activation, name = epilogue or (None, None, None, 0, 0, "int32")
-    rows, cols, row_stride, col_stride, base = as_rows(a)
-    if out is None:
-        result, result_stride = empty((*a.shape[:-1], n), name, a), n
-    else:
-        result_stride, result = writable_rows(out, name)
-    engine.kernels.scaled_int_mm(
-        pointer(base),
-        dtype_name(a.dtype) == "int8",
-        rows,
-        n,
-        cols,
-        row_stride,
-        col_stride,
-        0 if a_scale is None else pointer(a_scale),
-        0 if a_zero_point is None else pointer(a_zero_point),
-        pointer(weight),
-        weight.nbytes,
-        0 if weight_scale is None else pointer(weight_scale),
-        0 if bias is None else pointer(bias),
-        bias_code,
+        weight = as_packed_weight(weight)
+    return SCALED_INT_MM(
+        a,
+        number_as_array(a_scale, "float32", a),
+        weight,
+        None,
+        bias,
+        number_as_array(a_zero_point, "int32", a),
         activation,
-        pointer(result),
-        DTYPE_CODES[name],
-        result_stride,
-        *engine.where,
+        as_dtype_name(out_dtype, "out_dtype", OUT),
+        out=None if out is None else [("out", out)],
     )
-    return result if out is None else store(out, result)
+
+
+def _plan_scaled(
+    a: Array,
+    a_scale: Array,
+    weight: PackedWeight | Array,
+    weight_scale: Array | None,
+    bias: Array | None = None,
+    a_zero_point: Array | None = None,
+    activation: str | None = None,
+    out_dtype: Any = None,
+) -> Plan:
+    kind_of(a=a)
+    operand = operand_of(weight, weight_scale, a)
+    kind_of(a=a, weight=operand.weight, weight_scale=operand.scale, bias=bias)
+    low, high = _check_integers(a, operand.k, a_zero_point)
+    rows = tuple(a.shape[:-1])
+    kind_of(a_scale=a_scale)
+    kind_of(a=a, a_scale=a_scale, a_zero_point=a_zero_point)
+    check_dtype(a_scale, "a_scale", "float32")
+    check_shape(a_scale, "a_scale", rows, ())
+    if a_zero_point is not None:
+        check_dtype(a_zero_point, "a_zero_point", "int32")
+        check_shape(a_zero_point, "a_zero_point", rows, ())
+    name = "float32" if out_dtype is None else as_dtype_name(out_dtype, "out_dtype", OUT)
+    check_epilogue(operand, bias, activation, name)
+    inputs = {
+        "a": a,
+        "a_scale": a_scale,
+        "weight": operand.weight,
+        "bias": bias,
+        "a_zero_point": a_zero_point,
+        "weight_scale": operand.scale,
+    }
+
+    def check() -> None:
+        check_operand(operand, a, "a")
+        inside = a_zero_point is None or on_cuda(a) or ((a_zero_point >= low) & (a_zero_point <= high)).all()
+        if not inside:
+            raise ValueError(f"a_zero_point: expected values in [{low}, {high}], got others")
+
+    def native(engine: Engine, result: Array) -> None:
+        kernels, where = engine
+        view, _base = int_rows(kernels, a)
+        needs_sums = low == 0 or a_zero_point is not None
+        target, _alive = target_of(kernels, operand, bias, activation, result, needs_sums)
+        scales = None if name == "int32" else _per_row(a_scale, "float32", a)
+        zero_points = None if a_zero_point is None else _per_row(a_zero_point, "int32", a)
+        kernels.scaled_int_mm(
+            view,
+            a_scale=0 if scales is None else pointer(scales),
+            a_zero_point=0 if zero_points is None else pointer(zero_points),
+            target=target,
+            where=where,
+        )
+
+    def reference(module: Any) -> Any:
+        zero_points = None if a_zero_point is None else _per_row(a_zero_point, "int32", a)
+        scales = _per_row(a_scale, "float32", a)
+        return module.scaled_int_mm(
+            a, scales, unpacked(operand), operand.scale, bias, zero_points, activation, name
+        )
+
+    return Plan(a, inputs, (((*rows, operand.n), name, "rows"),), native, reference, check)
+
+
+def _lower(
+    a: Array, a_scale: Array, weight: PackedWeight | Array, weight_scale: Array | None, *more: Any
+) -> tuple[Any, ...]:
+    """The schema wants a scale of the weight, where the sums themselves need none."""
+    if isinstance(weight, PackedWeight):
+        scale = weight.scale
+        if scale is None:
+            torch = sys.modules["torch"]
+            scale = torch.ones(weight.shape[0], dtype=torch.float32, device=a.device)
+        return a, a_scale, weight.buffer, scale, *more
+    return a, a_scale, weight, weight_scale, *more
+
+
+SCALED_INT_MM = Op(
+    "scaled_int_mm(Tensor a, Tensor a_scale, Tensor weight, Tensor weight_scale, Tensor? bias=None, "
+    "Tensor? a_zero_point=None, *, str? activation=None, ScalarType? out_dtype=None) -> Tensor",
+    _plan_scaled,
+    "linear",
+    lower=_lower,
+)
 
 
 def _check_integers(a: Array, k: int, a_zero_point: object) -> tuple[int, int]:
@@ -207,16 +219,11 @@ def _check_integers(a: Array, k: int, a_zero_point: object) -> tuple[int, int]:
     return (-128, 127) if signed else (0, 255)
 
 
-def _per_row(value: Any, name: str, dtype: str, a: Array) -> Array:
-    """A contiguous array with one value per row of a, from one of that shape, or from one value for all."""
+def _per_row(value: Array, dtype: str, a: Array) -> Array:
+    """A contiguous array with one value for each row of a."""
     rows = tuple(a.shape[:-1])
-    if not is_number(value, dtype):
-        kind_of(**{name: value})
-        kind_of(a=a, **{name: value})
-        check_dtype(value, name, dtype)
-        if tuple(value.shape) == rows:
-            return contiguous(value)
-        check_shape(value, name, rows, ())
+    if tuple(value.shape) == rows:
+        return contiguous(value)
     result = empty(rows, dtype, a)
     result[...] = value
     return result

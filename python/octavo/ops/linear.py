@@ -1,4 +1,4 @@
-"""pack_weight and int8_linear: what they check, allocate and call."""
+"""int8_linear, of one weight or of several that share their input."""
 
 from __future__ import annotations
 
@@ -10,92 +10,35 @@ import numpy as np
 
 from ..runtime import backends
 from ..runtime.arrays import (
-    DTYPE_CODES,
     FLOAT_CODES,
     FLOATS,
     Array,
     as_dtype_name,
-    as_rows,
-    check_dtype,
-    check_outs,
-    contiguous,
-    copy_contiguous,
-    dtype_name,
-    empty,
     float_code,
-    is_plain,
-    is_torch,
+    is_array,
     kind_of,
     mark_written,
-    needs_dispatcher,
-    on_cuda,
     plain_address,
     pointer,
     pointer_of,
-    store,
-    writable_rows,
 )
 from ..runtime.backends import _core
-from ..runtime.routing import Engine, native_for, reference_for
-from .pack import (
-    LAYOUTS,
-    MAX_K,
-    MAX_K_UNSIGNED,
-    PackedWeight,
-    aligned,
-    check_home,
-    check_scale,
-    pack,
-    pack_buffer,
-    packed_nbytes,
-    read_header,
-    unpack_buffer,
+from ..runtime.routing import Engine, float_rows
+from .layouts import MAX_K_UNSIGNED
+from .op import Op, Out, Plan
+from .operand import (
+    ACTIVATIONS,
+    OUT,
+    as_packed_weight,
+    check_epilogue,
+    check_operand,
+    operand_of,
+    target_of,
+    tiny_weight,
+    unpacked,
 )
-from .quantize import Quantized, quantize
-
-_ACTIVATION_NAMES = ("relu", "gelu", "gelu_tanh", "silu")
-CUDA_ROW = 16  # bytes: what rows have to begin at for CUDA kernels to read them as they are
-ACTIVATIONS: dict[str | None, int] = {None: 0, "relu": 1, "gelu": 2, "gelu_tanh": 3, "silu": 4}
-_OUT_DTYPES = ("float32", "float16", "bfloat16", "int32")
-
-
-def pack_weight(weight: Array, scale: Array | None = None, *, layout: str = "auto") -> PackedWeight:
-    """Packs a weight for int_mm, int8_linear and scaled_int_mm. Do it once: it costs a pass over the weight.
-
-    weight: [N, K], any strides: float (quantized per row here, as quantize does) or int8; K <= 131,071.
-    scale: float32 [N] or [N, 1] for an int8 weight (None: for int_mm only); None for a float weight.
-    layout: how zeros are stored; results are the same to the bit.
-        "dense": as any other weight.
-        "bitmask": a bit for each weight, and those that are not zero.
-        "block": tiles of 4 rows x 16 columns ("block4x16" of prune_mask); those with zeros only are left out.
-        "auto": the smallest of those that are faster than "dense" for the share of zeros here and the
-            instruction set in use; else, in traced code and without native kernels, "dense". A weight on a
-            device is always "dense": ValueError for the other two.
-    """
-    if layout != "auto" and layout not in LAYOUTS:
-        raise ValueError(f"layout: expected 'auto', 'dense', 'bitmask' or 'block', got {layout!r}")
-    kind_of(weight=weight, scale=scale)
-    if weight.ndim != 2:
-        raise ValueError(f"weight: expected two dimensions [N, K], got shape {tuple(weight.shape)}")
-    n, k = weight.shape
-    if is_torch(weight):
-        weight, scale = weight.detach(), None if scale is None else scale.detach()
-    if dtype_name(weight.dtype) in FLOATS:
-        if scale is not None:
-            raise ValueError("scale: expected None with a float weight, which is quantized here, got a scale")
-        weight, scale, _ = quantize(weight)
-    elif dtype_name(weight.dtype) == "int8":
-        check_scale(scale, "scale", n)
-        scale = None if scale is None else copy_contiguous(scale).reshape(n)
-    else:
-        raise TypeError(f"weight: expected dtype int8 or a float dtype, got {dtype_name(weight.dtype)}")
-    if needs_dispatcher(weight):
-        from .. import torch_ops
-
-        layout = "dense" if layout == "auto" else layout
-        return PackedWeight.trusted(torch_ops.pack_weight(weight, layout), scale, (n, k), layout)
-    buffer, layout = pack(weight, layout)
-    return PackedWeight.trusted(buffer, scale, (n, k), layout)
+from .pack import PackedWeight
+from .quantize import Quantized
 
 
 def int8_linear(
@@ -130,135 +73,36 @@ def int8_linear(
     be None); activation is one for all or such a list; out_dtype is one for all. ValueError for an empty
     list, or for lists of other lengths.
     """
+    name = None if out_dtype is None else as_dtype_name(out_dtype, "out_dtype", OUT)
+    if isinstance(weight, (list, tuple)) and not isinstance(weight, Quantized):
+        return _shared(x, weight, bias, activation, name, symmetric, out)
     if type(weight) is not PackedWeight:
-        if isinstance(weight, (list, tuple)) and not isinstance(weight, Quantized):
-            return _shared_int8_linear(x, weight, bias, activation, symmetric, out_dtype, out)
-        weight = _pack_operand(weight)
-    if type(x) is not np.ndarray and needs_dispatcher(x, bias):
-        from .. import torch_ops
-
-        arguments: dict[str, Any] = {"bias": bias, "activation": activation, "out": out}
-        return torch_ops.int8_linear(x, weight, **arguments, symmetric=symmetric, out_dtype=out_dtype)
-    return _int8_linear(x, weight, None, bias, activation, out_dtype, out, symmetric)
+        weight = as_packed_weight(weight)
+    outs = None if out is None else [("out", out)]
+    return INT8_LINEAR(x, weight, None, bias, activation, name, symmetric, out=outs)
 
 
-def _int8_linear(
-    x: Array,
-    weight: Any,
-    weight_scale: Array | None = None,
-    bias: Array | None = None,
-    activation: Any = None,
-    out_dtype: Any = None,
-    out: Array | None = None,
-    symmetric: bool = True,
-) -> Array:
-    """int8_linear, without torch's dispatcher; weight: also a packed buffer or int8 [N, K], with scale."""
-    packed = type(weight) is PackedWeight
-    operands = weight.operands if packed else _operand(weight, weight_scale, x)
-    if out_dtype is None and backends.native and (packed or weight.ndim == 1):
-        result = _tiny_int8_linear(x, operands, bias, activation, symmetric, out)
-        if result is not None:
-            return result
-    outs = None if out is None else [out]
-    return _linears(x, [operands], [bias], [activation], [""], symmetric, out_dtype, outs)[0]
-
-
-def _tiny_int8_linear(
-    x: Array,
-    operands: tuple[int, int, Array, Array | None],
-    bias: Array | None,
-    activation: str | None,
-    symmetric: bool,
-    out: Array | None = None,
-) -> Array:
-    """What _int8_linear does for contiguous arrays of the usual dtypes, or None where x is anything else.
-
-    It repeats the checks of _int8_linear without its function calls, which cost more than a tiny product.
-    """
-    n, k, buffer, scale = operands
-    x_address = plain_address(x, buffer)
-    if not x_address or scale is None or (activation is not None and activation not in _ACTIVATION_NAMES):
-        return None
-    shape, code = tuple(x.shape), FLOAT_CODES.get(x.dtype, 3)  # a slice of a torch.Size costs 0.3 us
-    if not shape or shape[-1] != k or code == 3 or not (symmetric or k <= MAX_K_UNSIGNED):
-        return None
-    lead = shape[:-1]
-    rows = math.prod(lead)
-    bias_address = bias_code = 0
-    if bias is not None:
-        bias_address = plain_address(bias, buffer)
-        bias_code = FLOAT_CODES.get(bias.dtype, -1) if bias_address else -1
-        if bias_code < 0 or bias.shape != (n,):
-            return None
-    if out is not None and type(out) is not type(x):
-        return None
-    if type(x) is np.ndarray:
-        at = _core.address
-        result = np.empty((*lead, n), x.dtype) if out is None else out
-        weight_address, scale_address, address = at(buffer), at(scale), at(result)
-    elif buffer.is_cpu:
-        result = x.new_empty(*lead, n) if out is None else out
-        weight_address, scale_address, address = buffer.data_ptr(), scale.data_ptr(), result.data_ptr()
-    else:
-        return None
-    if out is not None:
-        if out.dtype != x.dtype or out.shape != (*lead, n) or not plain_address(out, buffer):
-            return None
-        if not (out.flags.writeable if type(x) is np.ndarray else not out.requires_grad):
-            return None
-        end = address + rows * n * x.itemsize
-        bias_end = bias_address if bias is None else bias_address + n * bias.itemsize
-        if (
-            (x_address < end and address < x_address + rows * k * x.itemsize)
-            or (weight_address < end and address < weight_address + buffer.shape[0])
-            or (scale_address < end and address < scale_address + 4 * n)
-            or (bias_address < end and address < bias_end)
-        ):
-            return None
-    _core.int8_linear(
-        x_address,
-        code,
-        rows,
-        n,
-        k,
-        k,
-        1,
-        symmetric,
-        weight_address,
-        buffer.shape[0],
-        scale_address,
-        bias_address,
-        bias_code,
-        ACTIVATIONS[activation],
-        address,
-        code,
-        n,
-        backends.get_num_threads(),
-    )
-    if out is not None:
-        mark_written(out)
-    return result
-
-
-def _shared_int8_linear(
-    x: Array, weight: Sequence[Any], bias: Any, activation: Any, symmetric: bool, out_dtype: Any, out: Any
+def _shared(
+    x: Array, weight: Sequence[Any], bias: Any, activation: Any, out_dtype: Any, symmetric: bool, out: Any
 ) -> list[Array]:
     """int8_linear with a list of weights."""
     count = len(weight)
     if not count:
         raise ValueError("weight: expected a weight or a list of one or more, got an empty list")
-    weights = [
-        w if type(w) is PackedWeight else _pack_operand(w, f"weight[{i}]") for i, w in enumerate(weight)
-    ]
-    biases = _one_for_each(bias, "bias", count)
+    weights = [as_packed_weight(w, f"weight[{i}]") for i, w in enumerate(weight)]
     one = activation is None or isinstance(activation, str)
-    activations = [activation] * count if one else _one_for_each(activation, "activation", count)
-    outs = None if out is None else _one_for_each(out, "out", count)
-    if type(x) is not np.ndarray and needs_dispatcher(x, *biases):
-        from .. import torch_ops
-
-        return torch_ops.int8_linears(x, weights, biases, activations, symmetric, out_dtype, outs)
-    return _int8_linears(x, weights, None, biases, activations, out_dtype, outs, symmetric)
+    outs = None if out is None else [(f"out[{i}]", o) for i, o in enumerate(_one_for_each(out, "out", count))]
+    found: list[Array] = INT8_LINEARS(
+        x,
+        weights,
+        [None] * count,
+        _one_for_each(bias, "bias", count),
+        [activation] * count if one else _one_for_each(activation, "activation", count),
+        out_dtype,
+        symmetric,
+        out=outs,
+    )
+    return found
 
 
 def _one_for_each(value: Any, name: str, count: int) -> list[Any]:
@@ -273,270 +117,294 @@ def _one_for_each(value: Any, name: str, count: int) -> list[Any]:
     return list(value)
 
 
-def _int8_linears(
+def _plan(
     x: Array,
-    weights: Sequence[Any],
-    weight_scales: Sequence[Array] | None,
+    weight: PackedWeight | Array,
+    weight_scale: Array | None,
+    bias: Array | None = None,
+    activation: str | None = None,
+    out_dtype: Any = None,
+    symmetric: bool = True,
+) -> Plan:
+    return _plan_linears(x, [weight], [weight_scale], [bias], [activation], out_dtype, symmetric, names=("",))
+
+
+def _plan_linears(
+    x: Array,
+    weights: Sequence[PackedWeight | Array],
+    weight_scales: Sequence[Array | None],
     biases: Sequence[Array | None],
     activations: Sequence[str | None],
     out_dtype: Any = None,
-    outs: Sequence[Array] | None = None,
     symmetric: bool = True,
-) -> list[Array]:
-    """int8_linear with lists of one length, without torch's dispatcher; weights: packed ones, or packed
-    buffers or int8 [N, K] with scales."""
-    if weight_scales is None:
-        operands = [w.operands for w in weights]
-    else:
-        operands = [
-            _operand(w, s, x, f"[{i}]") for i, (w, s) in enumerate(zip(weights, weight_scales, strict=True))
-        ]
-    if not operands:
-        return []
-    if out_dtype is None and outs is None and backends.native:
-        tiny = _tiny_int8_linears(x, operands, biases, activations, symmetric)
-        if tiny is not None:
-            return tiny
-    names = [f"[{i}]" for i in range(len(weights))]
-    return _linears(x, operands, biases, activations, names, symmetric, out_dtype, outs)
-
-
-def _linears(
-    x: Array,
-    operands: list[tuple[int, int, Array, Array | None]],
-    biases: Sequence[Array | None],
-    activations: Sequence[str | None],
-    names: Sequence[str],
-    symmetric: bool,
-    out_dtype: Any,
-    outs: Sequence[Array] | None,
-) -> list[Array]:
-    """Checks everything, then runs natively or on the reference; names: what errors append to an argument."""
-    n, k = operands[0][:2]
-    arrays = {"x": x}
-    for i, (operand, bias) in enumerate(zip(operands, biases, strict=True)):
-        arrays["weight" + names[i]], arrays["bias" + names[i]] = operand[2], bias
-        if operand[1] != k:
-            raise ValueError(f"weight{names[i]}: expected shape (N, {k}) like weight[0], got {operand[:2]}")
-    kind_of(**arrays)
+    *,
+    names: Sequence[str] | None = None,
+) -> Plan:
+    """names: what errors append to an argument. An empty bias is none, and so is the activation ""."""
+    names = [f"[{i}]" for i in range(len(weights))] if names is None else names
+    kind_of(x=x)
+    each = list(zip(names, weights, weight_scales, strict=True))
+    operands = [operand_of(weight, scale, x, at) for at, weight, scale in each]
+    biases = given_biases(biases, [operand.n for operand in operands])
+    inputs = {"x": x}
+    for at, operand, bias in zip(names, operands, biases, strict=True):
+        inputs["weight" + at], inputs["bias" + at] = operand.weight, bias
+        inputs["weight_scale" + at] = operand.scale
+        if operand.k != operands[0].k:
+            raise ValueError(
+                f"weight{at}: expected shape (N, {operands[0].k}) like weight[0], got {operand[:2]}"
+            )
+    kind_of(**inputs)
     x_code = float_code(x, "x")
-    shape = tuple(x.shape)
-    if not shape or shape[-1] != k:
-        raise ValueError(f"x: expected shape (..., {k}) for a weight of shape {(n, k)}, got {shape}")
-    if not symmetric and k > MAX_K_UNSIGNED:
-        raise ValueError(f"x: expected K <= {MAX_K_UNSIGNED} with zero points, for exact int32 sums, got {k}")
-    name = FLOATS[x_code % 3] if out_dtype is None else _out_dtype(out_dtype)  # float32 for float64
-    codes = [
-        _check_epilogue(operand[0], operand[3], bias, activation, name, at)
-        for operand, bias, activation, at in zip(operands, biases, activations, names, strict=True)
-    ]
-    if outs is not None:
-        arrays.update({"weight_scale" + at: operand[3] for at, operand in zip(names, operands, strict=True)})
-        lead = shape[:-1]
-        written = [(o, "out" + at, (*lead, n)) for o, at, (n, *_) in zip(outs, names, operands, strict=True)]
-        check_outs(written, x, name, arrays)
-    engine = native_for(x, "linear")
-    if engine is None:
-        reference = reference_for(x, "linear")
-        results = []
-        for (n, k, weight, scale), bias, activation in zip(operands, biases, activations, strict=True):
-            plain = unpack_buffer(weight, n, k) if weight.ndim == 1 else weight
-            results.append(reference.int8_linear(x, plain, scale, bias, activation, name, symmetric))
-    else:
-        results = _native_linears(engine, x, x_code, operands, biases, codes, symmetric, name, outs)
-    return results if outs is None else [store(o, r) for o, r in zip(outs, results, strict=True)]
+    lead = tuple(x.shape[:-1])
+    for operand in operands[:1]:
+        if not x.ndim or x.shape[-1] != operand.k:
+            raise ValueError(
+                f"x: expected shape (..., {operand.k}) for a weight of shape {operand[:2]}, "
+                f"got {tuple(x.shape)}"
+            )
+        if not symmetric and operand.k > MAX_K_UNSIGNED:
+            raise ValueError(
+                f"x: expected K <= {MAX_K_UNSIGNED} with zero points, for exact int32 sums, got {operand.k}"
+            )
+    name = FLOATS[x_code % 3] if out_dtype is None else as_dtype_name(out_dtype, "out_dtype", OUT)
+    activations = [activation or None for activation in activations]
+    for at, operand, bias, activation in zip(names, operands, biases, activations, strict=True):
+        check_epilogue(operand, bias, activation, name, at)
+
+    def check() -> None:
+        for at, operand in zip(names, operands, strict=True):
+            check_operand(operand, x, at=at)
+
+    def native(engine: Engine, *results: Array) -> None:
+        kernels, where = engine
+        view, _base = float_rows(kernels, x)
+        made = [
+            target_of(kernels, operand, bias, activation, result, not symmetric)
+            for operand, bias, activation, result in zip(operands, biases, activations, results, strict=True)
+        ]
+        targets = [target for target, _ in made]
+        kernels.int8_linears(view, targets=targets, symmetric=symmetric, where=where)
+
+    def reference(module: Any) -> list[Array]:
+        return [
+            module.int8_linear(x, unpacked(operand), operand.scale, bias, activation, name, symmetric)
+            for operand, bias, activation in zip(operands, biases, activations, strict=True)
+        ]
+
+    results = [((*lead, operand.n), name, "rows") for operand in operands]
+    return Plan(x, inputs, results, native, reference, check)
 
 
-def _tiny_int8_linears(
+def given_biases(biases: Sequence[Array | None], ns: Sequence[int]) -> list[Array | None]:
+    """The biases, None for an empty one that stands for none, as it does unless N is 0."""
+    return [None if n and _is_empty(bias) else bias for bias, n in zip(biases, ns, strict=True)]
+
+
+def _is_empty(bias: Array | None) -> bool:
+    return is_array(bias) and tuple(bias.shape) == (0,)  # type: ignore[union-attr]
+
+
+def _tiny(
     x: Array,
-    operands: list[tuple[int, int, Array, Array | None]],
+    weight: PackedWeight | Array,
+    weight_scale: Array | None,
+    bias: Array | None = None,
+    activation: str | None = None,
+    out_dtype: Any = None,
+    symmetric: bool = True,
+    *,
+    out: Sequence[Out] | None = None,
+) -> Array | None:
+    """What the plan does for contiguous arrays of the usual dtypes on the CPU; None where others come.
+
+    It repeats the checks of the plan without its function calls, which cost more than a tiny product.
+    """
+    if out_dtype is not None:
+        return None
+    if type(weight) is PackedWeight:
+        n, k, buffer, scale = weight.operands
+        x_address = plain_address(x, buffer)
+        if not x_address or scale is None:
+            return None
+        packed = weight.record or weight.make_record()
+    else:
+        known = tiny_weight(weight, weight_scale)
+        if known is None:
+            return None
+        n, k, buffer, scale, packed = known
+        x_address = plain_address(x, buffer)
+    if activation not in ACTIVATIONS or not x_address:
+        return None
+    shape, code = tuple(x.shape), FLOAT_CODES.get(x.dtype, 3)  # a slice of a torch.Size costs 0.3 us
+    if not shape or shape[-1] != k or code == 3 or not (symmetric or k <= MAX_K_UNSIGNED):
+        return None
+    lead = shape[:-1]
+    rows = math.prod(lead)
+    bias_address = bias_code = 0
+    if bias is not None:
+        bias_address = plain_address(bias, buffer)
+        bias_code = FLOAT_CODES.get(bias.dtype, -1) if bias_address else -1
+        if bias_code < 0 or bias.shape != (n,):
+            return None
+    if out is not None:
+        result = _tiny_out(out, x, (*lead, n), (x, buffer, scale, bias))
+        if result is None:
+            return None
+    else:
+        result = np.empty((*lead, n), x.dtype) if type(x) is np.ndarray else x.new_empty(*lead, n)
+    if type(x) is np.ndarray:
+        scale_address, address = _core.address(scale), _core.address(result)
+    elif buffer.is_cpu:
+        scale_address, address = scale.data_ptr(), pointer(result)
+    else:
+        return None
+    target = _core.Target(
+        packed,
+        scale=scale_address,
+        bias=bias_address,
+        bias_dtype=bias_code,
+        activation=ACTIVATIONS[activation],
+        out=address,
+        out_dtype=code,
+        out_row_stride=n,
+    )
+    _core.int8_linears(
+        _core.FloatRows(x_address, dtype=code, rows=rows, cols=k, row_stride=k, col_stride=1),
+        targets=[target],
+        symmetric=symmetric,
+        where=backends.get_num_threads(),
+    )
+    if out is not None:
+        mark_written(result)
+    return result
+
+
+def _tiny_out(
+    out: Sequence[Out], x: Array, shape: tuple[int, ...], inputs: Sequence[Array | None]
+) -> Array | None:
+    """What there is to fill, if it is as plain as x and apart from contiguous inputs."""
+    assert out[0] is not None
+    result = out[0][1]
+    if type(result) is not type(x) or result.dtype != x.dtype or result.shape != shape:
+        return None
+    if not (result.flags.writeable if type(x) is np.ndarray else not result.requires_grad):
+        return None
+    begin = plain_address(result, x)
+    end = begin + result.nbytes
+    for each in inputs:
+        if each is not None:
+            low = plain_address(each, x)
+            if not low or (low < end and begin < low + each.nbytes):
+                return None
+    return result if begin else None
+
+
+def _tiny_shared(
+    x: Array,
+    weights: Sequence[PackedWeight | Array],
+    weight_scales: Sequence[Array | None],
     biases: Sequence[Array | None],
     activations: Sequence[str | None],
-    symmetric: bool,
+    out_dtype: Any = None,
+    symmetric: bool = True,
+    *,
+    out: Sequence[Out] | None = None,
 ) -> list[Array] | None:
-    """_tiny_int8_linear with a list of weights."""
-    x_address = plain_address(x, operands[0][2])
+    """_tiny with a list of weights."""
+    if out_dtype is not None or out is not None or not len(weights):
+        return None
+    first = weights[0]
+    x_address = plain_address(x, first.buffer if type(first) is PackedWeight else first)
     code = FLOAT_CODES.get(x.dtype, 3) if x_address else 3
     if code == 3 or not x.shape or not (symmetric or x.shape[-1] <= MAX_K_UNSIGNED):
         return None
     lead, cols = x.shape[:-1], x.shape[-1]
-    rows = math.prod(lead)
     in_numpy = type(x) is np.ndarray
     at = pointer_of(x)
     results, targets = [], []
-    for (n, k, buffer, scale), bias, activation in zip(operands, biases, activations, strict=True):
-        if scale is None or k != cols or (activation is not None and activation not in _ACTIVATION_NAMES):
-            return None
-        if (
-            (type(buffer) is np.ndarray) is not in_numpy
-            or buffer.ndim != 1
-            or not (in_numpy or buffer.is_cpu)
-        ):
+    for weight, weight_scale, bias, activation in zip(
+        weights, weight_scales, biases, activations, strict=True
+    ):
+        if type(weight) is PackedWeight:
+            n, k, buffer, scale = weight.operands
+            on_cpu = (
+                type(buffer) is np.ndarray if in_numpy else type(buffer) is not np.ndarray and buffer.is_cpu
+            )
+            if scale is None or not on_cpu:
+                return None
+            packed = weight.record or weight.make_record()
+        else:
+            known = tiny_weight(weight, weight_scale)
+            if known is None:
+                return None
+            n, k, buffer, scale, packed = known
+        if k != cols or (activation and activation not in ACTIVATIONS):
             return None
         bias_address = bias_code = 0
-        if bias is not None:
+        if bias is not None and not (n and _is_empty(bias)):
             bias_address = plain_address(bias, buffer)
             bias_code = FLOAT_CODES.get(bias.dtype, -1) if bias_address else -1
             if bias_code < 0 or bias.shape != (n,):
                 return None
         result = np.empty((*lead, n), x.dtype) if in_numpy else x.new_empty(*lead, n)
         results.append(result)
-        address, nbytes = at(buffer), buffer.shape[0]
-        activation_code = ACTIVATIONS[activation]
         targets.append(
-            (n, address, nbytes, at(scale), bias_address, bias_code, activation_code, at(result), n)
-        )
-    threads = backends.get_num_threads()
-    _core.int8_linears(x_address, code, rows, cols, cols, 1, symmetric, targets, code, threads)
-    return results
-
-
-def _native_linears(
-    engine: Engine,
-    x: Array,
-    x_code: int,
-    operands: list[tuple[int, int, Array, Array | None]],
-    biases: Sequence[Array | None],
-    codes: list[tuple[int, int]],
-    symmetric: bool,
-    name: str,
-    outs: Sequence[Array] | None,
-) -> list[Array]:
-    rows, cols, row_stride, col_stride, base = as_rows(x)
-    at = pointer_of(x)
-    lead = tuple(x.shape[:-1])
-    results, targets, alive = [], [], []
-    for i, (n, _, weight, scale) in enumerate(operands):
-        buffer = as_operand(weight, not symmetric)
-        bias = biases[i]
-        if bias is not None:
-            bias = contiguous(bias)
-        if outs is None:
-            stride, result = n, empty((*lead, n), name, x)
-        else:
-            stride, result = writable_rows(outs[i], name)
-        results.append(result)
-        alive.append((buffer, bias))
-        activation, bias_code = codes[i]
-        targets.append(
-            (
-                n,
-                at(buffer),
-                buffer.nbytes,
-                0 if scale is None or name == "int32" else at(scale),
-                0 if bias is None else at(bias),
-                bias_code,
-                activation,
-                at(result),
-                stride,
+            _core.Target(
+                packed,
+                scale=at(scale),
+                bias=bias_address,
+                bias_dtype=bias_code,
+                activation=ACTIVATIONS[activation or None],
+                out=at(result),
+                out_dtype=code,
+                out_row_stride=n,
             )
         )
-    engine.kernels.int8_linears(
-        at(base),
-        x_code,
-        rows,
-        cols,
-        row_stride,
-        col_stride,
-        symmetric,
-        targets,
-        DTYPE_CODES[name],
-        *engine.where,
+    rows = math.prod(lead)
+    _core.int8_linears(
+        _core.FloatRows(x_address, dtype=code, rows=rows, cols=cols, row_stride=cols, col_stride=1),
+        targets=targets,
+        symmetric=symmetric,
+        where=backends.get_num_threads(),
     )
     return results
 
 
-def as_operand(weight: Array, needs_sums: bool = False) -> Array:
-    """What the kernels multiply by: a packed buffer as it is; int8 [N, K] packed, but for rows on a device
-    that its kernels can read, unless they need the sums of columns that a packed weight carries."""
-    if weight.ndim == 1:
-        return weight
-    readable = on_cuda(weight) and not needs_sums and is_plain(weight)
-    if readable and weight.shape[1] % CUDA_ROW == 0 and pointer(weight) % CUDA_ROW == 0:
-        return weight
-    return pack_buffer(weight)
+def _lower_shared(
+    x: Array,
+    weights: Sequence[PackedWeight],
+    weight_scales: Sequence[Array | None],
+    biases: Sequence[Array | None],
+    activations: Sequence[str | None],
+    *more: Any,
+) -> tuple[Any, ...]:
+    """The arguments as the schema has them."""
+    return (
+        x,
+        [weight.buffer for weight in weights],
+        [weight.scale for weight in weights],
+        [x.new_empty(0) if bias is None else bias for bias in biases],
+        [activation or "" for activation in activations],
+        *more,
+    )
 
 
-def _operand(
-    weight: Any, weight_scale: Array | None, x: Array, at: str = ""
-) -> tuple[int, int, Array, Array | None]:
-    """(N, K, packed buffer or int8 [N, K], scale [N]) of a weight that multiplies x; at: its index, for
-    errors."""
-    if isinstance(weight, PackedWeight):
-        return weight.operands
-    kind_of(**{"weight" + at: weight, "weight_scale" + at: weight_scale})
-    if weight.ndim == 1:
-        check_dtype(weight, "weight" + at, "uint8")
-        weight = aligned(weight)
-        if on_cuda(weight):
-            n, k = _shape_on_device(weight, weight_scale, x, at)
-        elif backends.native:
-            n, k = _core.packed_shape(pointer(weight), weight.shape[0])
-        else:
-            header = read_header(weight)
-            check_home(weight, header)
-            n, k = header[:2]
-    else:
-        check_dtype(weight, "weight" + at, "int8")
-        if weight.ndim != 2:
-            raise ValueError(f"weight{at}: expected two dimensions [N, K], got shape {tuple(weight.shape)}")
-        n, k = weight.shape
-        if k > MAX_K:
-            raise ValueError(f"weight{at}: expected K <= {MAX_K}, for exact int32 sums, got {k}")
-    check_scale(weight_scale, "weight_scale" + at, n)
-    return n, k, weight, None if weight_scale is None else contiguous(weight_scale)
+INT8_LINEAR = Op(
+    "int8_linear(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias=None, *, str? activation=None, "
+    "ScalarType? out_dtype=None, bool symmetric=True) -> Tensor",
+    _plan,
+    "linear",
+    tiny=_tiny,
+)
 
-
-def _shape_on_device(weight: Array, scale: Array | None, x: Array, at: str) -> tuple[int, int]:
-    """(N, K) of a packed weight, without a look at its header, which would wait for the device: no weight for
-    the CPU has the size of one for CUDA."""
-    n, k = 0 if scale is None else scale.shape[0], x.shape[-1] if x.ndim else 1
-    if weight.shape[0] != packed_nbytes(n, k, "rows"):
-        raise ValueError(
-            f"weight{at}: expected the {packed_nbytes(n, k, 'rows')} bytes of a weight {(n, k)} packed for "
-            f"CUDA, got {weight.shape[0]}; a buffer of the CPU has to be unpacked there and packed anew"
-        )
-    return n, k
-
-
-def _pack_operand(weight: Any, name: str = "weight") -> PackedWeight:
-    if isinstance(weight, Quantized):
-        if weight.zero_point is not None:
-            raise ValueError(f"{name}: expected a symmetric Quantized, got one with a zero_point")
-        return pack_weight(weight.data, weight.scale)
-    if isinstance(weight, PackedWeight):
-        return weight
-    kind_of(**{name: weight})
-    if dtype_name(weight.dtype) not in FLOATS:
-        raise TypeError(
-            f"{name}: expected a PackedWeight, a Quantized or a float array, "
-            f"got dtype {dtype_name(weight.dtype)}"
-        )
-    if weight.ndim != 2:
-        raise ValueError(f"{name}: expected two dimensions [N, K], got shape {tuple(weight.shape)}")
-    return pack_weight(weight)
-
-
-def _out_dtype(out_dtype: Any) -> str:
-    return as_dtype_name(out_dtype, "out_dtype", _OUT_DTYPES)
-
-
-def _check_epilogue(
-    n: int, scale: Array | None, bias: Array | None, activation: str | None, out_dtype: str, at: str = ""
-) -> tuple[int, int]:
-    """Checks scale, bias and activation against the out dtype; returns the codes of activation and bias. at:
-    their index, for errors."""
-    if activation is not None and activation not in _ACTIVATION_NAMES:
-        raise ValueError(
-            f"activation{at}: expected None, 'relu', 'gelu', 'gelu_tanh' or 'silu', got {activation!r}"
-        )
-    if out_dtype == "int32":
-        if bias is not None or activation is not None:
-            raise ValueError("out_dtype: expected a float dtype with a bias or an activation, got int32")
-    elif scale is None:
-        raise ValueError(f"weight{at}: expected a weight with a scale, got one without")
-    if bias is None:
-        return ACTIVATIONS[activation], 0
-    if bias.shape != (n,):
-        raise ValueError(f"bias{at}: expected shape {(n,)}, got {tuple(bias.shape)}")
-    return ACTIVATIONS[activation], float_code(bias, "bias" + at)
+# An empty bias is no bias, and "" no activation: autograd does not see into a list with None, and a schema
+# has no such list of strings.
+INT8_LINEARS = Op(
+    "int8_linears(Tensor x, Tensor[] weights, Tensor[] weight_scales, Tensor[] biases, str[] activations, "
+    "*, ScalarType? out_dtype=None, bool symmetric=True) -> Tensor[]",
+    _plan_linears,
+    "linear",
+    tiny=_tiny_shared,
+    lower=_lower_shared,
+)

@@ -4,65 +4,47 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
-
-from ..runtime.arrays import Array, check_dtype, contiguous, empty, kind_of, needs_dispatcher, pointer
-from ..runtime.routing import native_for, reference_for
+from ..runtime.arrays import Array, check_dtype, contiguous, kind_of, pointer
+from ..runtime.routing import Engine
+from .op import Op, Plan
 
 
 def pack_mask(mask: Array) -> Array:
     """bool [..., K] -> uint8 [..., ceil(K / 8)]: element i of a row is bit i % 8 of byte i // 8."""
-    if type(mask) is not np.ndarray and needs_dispatcher(mask):
-        from .. import torch_ops
-
-        return torch_ops.pack_mask(mask)
-    return _pack_mask(mask)
+    return PACK_MASK(mask)
 
 
-def _pack_mask(mask: Array) -> Array:
-    """pack_mask, without torch's dispatcher."""
+def _plan_pack(mask: Array) -> Plan:
     kind_of(mask=mask)
     check_dtype(mask, "mask", "bool")
     if not mask.ndim:
         raise ValueError("mask: expected at least one dimension, got shape ()")
-    cols = mask.shape[-1]
-    engine = native_for(mask, "prune")
-    if engine is None:
-        packed: Array = reference_for(mask, "prune").pack_mask(mask)
-        return packed
-    bits = empty((*mask.shape[:-1], -(-cols // 8)), "uint8", mask)
-    mask = contiguous(mask)
-    engine.kernels.pack_mask(pointer(mask), math.prod(mask.shape[:-1]), cols, pointer(bits), *engine.where)
-    return bits
+    *lead, cols = mask.shape
+
+    def native(engine: Engine, bits: Array) -> None:
+        base = contiguous(mask)
+        rows = math.prod(lead)
+        engine.kernels.pack_mask(pointer(base), rows=rows, cols=cols, bits=pointer(bits), where=engine.where)
+
+    def reference(module: Any) -> Any:
+        return module.pack_mask(mask)
+
+    return Plan(mask, {"mask": mask}, (((*lead, -(-cols // 8)), "uint8", ""),), native, reference)
+
+
+PACK_MASK = Op("pack_mask(Tensor mask) -> Tensor", _plan_pack, "prune")
 
 
 def unpack_mask(bits: Array, shape: Sequence[int]) -> Array:
     """The bool mask of this shape that pack_mask packed: uint8 [..., ceil(K / 8)] -> bool [..., K]."""
-    if type(bits) is not np.ndarray and needs_dispatcher(bits):
-        from .. import torch_ops
-
-        return torch_ops.unpack_mask(bits, shape)
-    return _unpack_mask(bits, tuple(int(n) for n in shape))
+    return UNPACK_MASK(bits, tuple(shape))
 
 
-def _unpack_mask(bits: Array, shape: tuple[int, ...]) -> Array:
-    """unpack_mask, without torch's dispatcher."""
+def _plan_unpack(bits: Array, shape: Sequence[int]) -> Plan:
     kind_of(bits=bits)
     check_dtype(bits, "bits", "uint8")
-    check_mask_shape(bits, shape)
-    engine = native_for(bits, "prune")
-    if engine is None:
-        unpacked: Array = reference_for(bits, "prune").unpack_mask(bits, shape)
-        return unpacked
-    mask = empty(shape, "bool", bits)
-    bits = contiguous(bits)
-    engine.kernels.unpack_mask(pointer(bits), math.prod(shape[:-1]), shape[-1], pointer(mask), *engine.where)
-    return mask
-
-
-def check_mask_shape(bits: Array, shape: Sequence[int]) -> None:
-    """ValueError where a mask of this shape has other bytes than bits has."""
     if not shape or any(n < 0 for n in shape):  # min() would compare the sizes, which tracing remembers
         raise ValueError(f"shape: expected at least one dimension, none negative, got {tuple(shape)}")
     expected = (*shape[:-1], -(-shape[-1] // 8))
@@ -70,3 +52,18 @@ def check_mask_shape(bits: Array, shape: Sequence[int]) -> None:
         raise ValueError(
             f"bits: expected shape {expected} for a mask of shape {tuple(shape)}, got {tuple(bits.shape)}"
         )
+
+    def native(engine: Engine, mask: Array) -> None:
+        base = contiguous(bits)
+        rows, cols = math.prod(shape[:-1]), shape[-1]
+        engine.kernels.unpack_mask(
+            pointer(base), rows=rows, cols=cols, mask=pointer(mask), where=engine.where
+        )
+
+    def reference(module: Any) -> Any:
+        return module.unpack_mask(bits, tuple(shape))
+
+    return Plan(bits, {"bits": bits}, ((tuple(shape), "bool", ""),), native, reference)
+
+
+UNPACK_MASK = Op("unpack_mask(Tensor bits, SymInt[] shape) -> Tensor", _plan_unpack, "prune")

@@ -1,39 +1,27 @@
-"""RMSNorm and LayerNorm whose result is int8: what they check, allocate and call."""
+"""RMSNorm and LayerNorm whose result is int8."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeAlias
-
-import numpy as np
+from typing import Any
 
 from ..runtime.arrays import (
     FLOATS,
     Array,
-    as_rows,
+    as_float32,
     check_dtype,
-    check_out,
     check_shape,
     contiguous,
-    element_strides,
-    empty,
     float_code,
     is_number,
-    is_torch,
     kind_of,
-    native_dtype,
-    needs_dispatcher,
     on_cuda,
-    on_device_of,
     pointer,
-    store,
-    writable,
 )
-from ..runtime.routing import Engine, native_for, reference_for
+from ..runtime.routing import Engine, float_rows
+from .op import Op, Plan, outs_of
 from .quantize import Quantized
 
 NORM_RESULTS = ("data", "scale", "zero_point", "sum", "normed")
-NormFound: TypeAlias = "tuple[Array | None, ...]"  # in that order
 
 
 def rms_norm_quantize(
@@ -94,21 +82,22 @@ def _run(
     residual: Array | None,
     symmetric: bool,
     normed: bool,
-    out: tuple[Array, ...] | None,
+    out: Any,
 ) -> Any:
-    if type(x) is not np.ndarray and needs_dispatcher(x, weight, bias, residual):
-        from .. import torch_ops
-
-        run: Callable[..., NormFound] = torch_ops.norm_quantize
-    else:
-        run = _norm_quantize
-    data, scale, zero_point, total, y = run(x, weight, bias, residual, eps, centered, symmetric, normed, out)
-    more = [each for each, wanted in ((total, residual is not None), (y, normed)) if wanted]
-    quantized = Quantized(data, scale, None if symmetric else zero_point)
+    there = True, True, not symmetric, residual is not None, normed
+    outs = None
+    if out is not None:
+        outs = outs_of(out, [name if each else "" for name, each in zip(NORM_RESULTS, there, strict=True)])
+    found = NORM_QUANTIZE(x, weight, bias, residual, eps, centered, symmetric, normed, out=outs)
+    data, scale, zero_point, *more = (
+        each if is_there else None for each, is_there in zip(found, there, strict=True)
+    )
+    more = [each for each in more if each is not None]
+    quantized = Quantized(data, scale, zero_point)
     return (quantized, *more) if more else quantized
 
 
-def _norm_quantize(
+def _plan(
     x: Array,
     weight: Array | None = None,
     bias: Array | None = None,
@@ -117,81 +106,9 @@ def _norm_quantize(
     centered: bool = False,
     symmetric: bool = True,
     normed: bool = False,
-    out: tuple[Array, ...] | None = None,
-) -> NormFound:
-    """(data, scale, zero_point, sum, normed) of both functions, without torch's dispatcher; None for what is
-    not there."""
+) -> Plan:
     inputs = {"x": x, "weight": weight, "bias": bias, "residual": residual}
     kind_of(**inputs)
-    dtypes = check_norm(x, weight, bias, residual, eps, symmetric, normed, out)
-    if out is not None:
-        check_norm_outs(out, dtypes, inputs)
-    engine = native_for(x, "norm")
-    if engine is not None:
-        found = _native(engine, x, weight, bias, residual, eps, centered, dtypes, out)
-    else:
-        run = reference_for(x, "norm").norm_quantize
-        results = run(x, weight, bias, residual, eps, centered, symmetric, normed)
-        found = dict(zip(NORM_RESULTS, results, strict=True))
-    if out is not None:
-        found = {name: store(each, found[name]) for name, each in zip(dtypes, out, strict=True)}
-    return tuple(found.get(name) for name in NORM_RESULTS)
-
-
-def _native(
-    engine: Engine,
-    x: Array,
-    weight: Array | None,
-    bias: Array | None,
-    residual: Array | None,
-    eps: float,
-    centered: bool,
-    dtypes: dict[str, str],
-    out: tuple[Array, ...] | None,
-) -> dict[str, Array]:
-    if out is None:
-        written = {name: empty(_shape(name, x), dtype, x) for name, dtype in dtypes.items()}
-    else:
-        written = {
-            name: writable(each, dtype) for each, (name, dtype) in zip(out, dtypes.items(), strict=True)
-        }
-    addresses = {name: pointer(each) for name, each in written.items()}
-    rows, cols, row_stride, col_stride, base = as_rows(x)
-    weight, bias = _as_float32(weight), _as_float32(bias)
-    residual = None if residual is None else contiguous(residual)
-    engine.kernels.norm_quantize(
-        pointer(base),
-        float_code(x, "x"),
-        rows,
-        cols,
-        row_stride,
-        col_stride,
-        0 if residual is None else pointer(residual),
-        addresses.get("sum", 0),
-        0 if weight is None else pointer(weight),
-        0 if bias is None else pointer(bias),
-        eps,
-        centered,
-        addresses["data"],
-        addresses["scale"],
-        addresses.get("zero_point", 0),
-        addresses.get("normed", 0),
-        *engine.where,
-    )
-    return written
-
-
-def check_norm(
-    x: Array,
-    weight: Array | None,
-    bias: Array | None,
-    residual: Array | None,
-    eps: float,
-    symmetric: bool,
-    normed: bool,
-    out: Any = None,
-) -> dict[str, str]:
-    """Checks what has no address; returns the names of what is written and their dtypes, in out's order."""
     name = FLOATS[float_code(x, "x")]
     if not x.ndim:
         raise ValueError("x: expected at least one dimension, got shape ()")
@@ -210,53 +127,54 @@ def check_norm(
     if on_cuda(x) and (normed or not symmetric):
         what = "normed: expected False" if normed else "symmetric: expected True"
         raise ValueError(f"{what} for an array on a device, got {normed if normed else symmetric}")
-    written = (True, True, not symmetric, residual is not None, normed)
-    dtypes = {
-        each: dtype
-        for each, dtype, is_written in zip(
-            NORM_RESULTS, ("int8", "float32", "int32", name, name), written, strict=True
+
+    def native(
+        engine: Engine,
+        data: Array,
+        scale: Array,
+        zero_point: Array | None,
+        total: Array | None,
+        normed_rows: Array | None,
+    ) -> None:
+        kernels, where = engine
+        view, _base = float_rows(kernels, x)
+        weights, biases = as_float32(weight), as_float32(bias)
+        added = None if residual is None else contiguous(residual)
+        kernels.norm_quantize(
+            view,
+            residual=0 if added is None else pointer(added),
+            sum=0 if total is None else pointer(total),
+            weight=0 if weights is None else pointer(weights),
+            bias=0 if biases is None else pointer(biases),
+            eps=eps,
+            centered=centered,
+            data=pointer(data),
+            scale=pointer(scale),
+            zero_point=0 if zero_point is None else pointer(zero_point),
+            normed=0 if normed_rows is None else pointer(normed_rows),
+            where=where,
         )
-        if is_written
-    }
-    if out is not None and (not isinstance(out, (tuple, list)) or len(out) != len(dtypes)):
-        got = f"{len(out)} arrays" if isinstance(out, (tuple, list)) else type(out).__name__
-        raise TypeError(f"out: expected ({', '.join(dtypes)}), got {got}")
-    return dtypes
+
+    def reference(module: Any) -> Any:
+        return module.norm_quantize(x, weight, bias, residual, eps, centered, symmetric, normed)
+
+    shape = tuple(x.shape)
+    results = (
+        (shape, "int8", ""),
+        (shape[:-1], "float32", ""),
+        (None if symmetric else shape[:-1], "int32", ""),
+        (None if residual is None else shape, name, ""),
+        (shape if normed else None, name, ""),
+    )
+    return Plan(x, inputs, results, native, reference)
 
 
-def check_norm_outs(out: tuple[Array, ...], dtypes: dict[str, str], inputs: dict[str, Array | None]) -> None:
-    """Each of out apart from the inputs and the others, but for a sum that is the residual itself."""
-    x: Array = inputs["x"]
-    residual, taken = inputs["residual"], dict(inputs)
-    for i, (each, name) in enumerate(zip(out, dtypes, strict=True)):
-        if name == "sum" and each is not None:
-            kind_of(x=x, **{f"out[{i}]": each})
-            if _is_same(each, residual):
-                del taken["residual"]
-    for i, (each, (name, dtype)) in enumerate(zip(out, dtypes.items(), strict=True)):
-        check_out(each, f"out[{i}]", x, _shape(name, x), dtype, taken)
-        taken[f"out[{i}]"] = each
-
-
-def _shape(name: str, x: Array) -> tuple[int, ...]:
-    return tuple(x.shape[:-1] if name in ("scale", "zero_point") else x.shape)
-
-
-def _is_same(a: Array, b: Array) -> bool:
-    """Whether the elements of two arrays of one kind are the same memory in the same order."""
-    if isinstance(a, np.ndarray):
-        return bool(a.__array_interface__ == b.__array_interface__)
-    return a is b or bool(pointer(a) == pointer(b) and element_strides(a) == element_strides(b))
-
-
-def _as_float32(parameter: Array | None) -> Array | None:
-    if parameter is None:
-        return None
-    wanted = native_dtype("float32", parameter)
-    if parameter.dtype != wanted:
-        if isinstance(parameter, np.ndarray):
-            with np.errstate(over="ignore"):
-                return parameter.astype(wanted, order="C")
-        with on_device_of(parameter):
-            parameter = parameter.detach().to(wanted) if is_torch(parameter) else parameter.astype(wanted)
-    return contiguous(parameter)
+# Returns NORM_RESULTS; what is not there is empty. The sum may be written over the residual.
+NORM_QUANTIZE = Op(
+    "norm_quantize(Tensor x, Tensor? weight=None, Tensor? bias=None, Tensor? residual=None, "
+    "float eps=1e-6, bool centered=False, *, bool symmetric=True, bool normed=False) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _plan,
+    "norm",
+    in_place=(NORM_RESULTS.index("sum"), "residual"),
+)

@@ -1,17 +1,18 @@
-"""PackedWeight: an int8 weight in the order that the matrix kernels read it."""
+"""PackedWeight: an int8 weight in the order that the matrix kernels read it; packing and unpacking."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from ..runtime.arrays import (
+    FLOATS,
     Array,
     check_dtype,
-    check_shape,
     contiguous,
     copy_contiguous,
+    dtype_name,
     element_strides,
     empty,
     is_torch,
@@ -19,33 +20,67 @@ from ..runtime.arrays import (
     needs_dispatcher,
     on_cuda,
     pointer,
-    to_host,
 )
+from ..runtime.backends import _core
 from ..runtime.routing import Engine, native_for, reference_for
+from .layouts import (
+    LAYOUTS,
+    MAX_K,
+    aligned,
+    aligned_empty,
+    check_home,
+    check_parts,
+    check_scale,
+    is_at_home,
+    packed_nbytes,
+    padded,
+    pairs,
+    read_header,
+)
+from .op import Op, Packed, Plan, torch_op
+from .quantize import quantize
 
-MAX_K = 131_071  # 128 * 128 * K fits int32
-MAX_K_UNSIGNED = 65_793  # 255 * 128 * K fits int32: uint8 activations, or zero points
-
-LAYOUTS = ("dense", "bitmask", "block")  # by their codes in a header
-
-_MAGIC, _VERSION, _HEADER_NBYTES = 0x5654434F, 1, 64
-_ISAS = ("any CPU", "CUDA")  # by their codes in a header
-_ALIGNMENT = 64
-_ONES = np.array([bin(byte).count("1") for byte in range(256)], np.uint8)
 _SMALL = 1 << 16  # weights; below, calls cost more than what a sparse layout saves
 
 
-class Header(NamedTuple):
-    """What a packed buffer says of itself. layout: "rows" is CUDA's; stored: kept weights of "bitmask", tiles
-    of "block", else 0."""
+def pack_weight(weight: Array, scale: Array | None = None, *, layout: str = "auto") -> PackedWeight:
+    """Packs a weight for int_mm, int8_linear and scaled_int_mm. Do it once: it costs a pass over the weight.
 
-    n: int
-    k: int
-    layout: str
-    stored: int
+    weight: [N, K], any strides: float (quantized per row here, as quantize does) or int8; K <= 131,071.
+    scale: float32 [N] or [N, 1] for an int8 weight (None: for int_mm only); None for a float weight.
+    layout: how zeros are stored; results are the same to the bit.
+        "dense": as any other weight.
+        "bitmask": a bit for each weight, and those that are not zero.
+        "block": tiles of 4 rows x 16 columns ("block4x16" of prune_mask); those with zeros only are left out.
+        "auto": the smallest of those that are faster than "dense" for the share of zeros here and the
+            instruction set in use; else, in traced code and without native kernels, "dense". A weight on a
+            device is always "dense": ValueError for the other two.
+    """
+    if layout != "auto" and layout not in LAYOUTS:
+        raise ValueError(f"layout: expected 'auto', 'dense', 'bitmask' or 'block', got {layout!r}")
+    kind_of(weight=weight, scale=scale)
+    if weight.ndim != 2:
+        raise ValueError(f"weight: expected two dimensions [N, K], got shape {tuple(weight.shape)}")
+    n, k = weight.shape
+    if is_torch(weight):
+        weight, scale = weight.detach(), None if scale is None else scale.detach()
+    if dtype_name(weight.dtype) in FLOATS:
+        if scale is not None:
+            raise ValueError("scale: expected None with a float weight, which is quantized here, got a scale")
+        weight, scale, _ = quantize(weight)
+    elif dtype_name(weight.dtype) == "int8":
+        check_scale(scale, "scale", n)
+        scale = None if scale is None else copy_contiguous(scale).reshape(n)
+    else:
+        raise TypeError(f"weight: expected dtype int8 or a float dtype, got {dtype_name(weight.dtype)}")
+    if needs_dispatcher(weight):
+        layout = "dense" if layout == "auto" else layout
+        return PackedWeight.trusted(torch_op("pack_weight")(weight, layout), scale, (n, k), layout)
+    buffer, layout = pack(weight, layout)
+    return PackedWeight.trusted(buffer, scale, (n, k), layout)
 
 
-class PackedWeight:
+class PackedWeight(Packed):
     """An int8 weight [N, K], packed once for int_mm, int8_linear and scaled_int_mm; made by pack_weight.
 
     shape: (N, K). layout: "dense", "bitmask" or "block"; always "dense" on a device. buffer: uint8,
@@ -54,13 +89,14 @@ class PackedWeight:
         checks the buffer.
     """
 
-    __slots__ = ("_density", "buffer", "layout", "operands", "scale", "shape")
+    __slots__ = ("_density", "buffer", "layout", "operands", "record", "scale", "shape")
 
     shape: tuple[int, int]
     layout: str
     buffer: Array
     scale: Array | None
     operands: tuple[int, int, Array, Array | None]  # N, K, buffer, scale: one look-up in a tiny call
+    record: Any  # the native one, once it is made: it is checked then, and in no call
     _density: float | None
 
     def __init__(self, buffer: Array, scale: Array | None = None) -> None:
@@ -94,7 +130,13 @@ class PackedWeight:
 
     def _fill(self, buffer: Array, scale: Array | None, shape: tuple[int, int], layout: str) -> None:
         self.shape, self.layout, self.buffer, self.scale, self._density = shape, layout, buffer, scale, None
-        self.operands = (*shape, buffer, scale)
+        self.operands, self.record = (*shape, buffer, scale), None
+
+    def make_record(self) -> Any:
+        """The record of a weight on the CPU."""
+        n, k, buffer, _ = self.operands
+        self.record = _core.Weight(pointer(buffer), nbytes=buffer.shape[0], n=n, k=k)
+        return self.record
 
     @property
     def nbytes(self) -> int:
@@ -114,11 +156,7 @@ class PackedWeight:
         """(int8 [N, K], scale [N] or None): exactly what went in, in new memory."""
         n, k = self.shape
         scale = None if self.scale is None else copy_contiguous(self.scale)
-        if needs_dispatcher(self.buffer):
-            from .. import torch_ops
-
-            return torch_ops.unpack_weight(self.buffer, n, k), scale
-        return unpack_buffer(self.buffer, n, k), scale
+        return unpack_matrix(self.buffer, n, k), scale
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PackedWeight, (self.buffer, self.scale)
@@ -128,133 +166,14 @@ class PackedWeight:
         return f"PackedWeight(shape={self.shape}, layout={self.layout!r}, {scaled}, nbytes={self.nbytes})"
 
 
-def aligned(buffer: Array) -> Array:
-    """The buffer, or a copy of it where it is not contiguous and 64-byte aligned as the kernels want it."""
-    buffer = contiguous(buffer)
-    if not _address(buffer) % _ALIGNMENT:
-        return buffer
-    copy = _aligned_empty(buffer.shape[0], buffer)
-    copy[:] = buffer
-    return copy
-
-
-def _parts(n: int, k: int, layout: str, count: int) -> tuple[int, int, int, int]:
-    """Where the offsets, the index, the weights and the end of a packed weight are; see csrc/layouts.h."""
-    rows, cols = padded(n, k)
-    offsets = _HEADER_NBYTES + 4 * rows
-    if layout == "rows":
-        offsets += -offsets % 256 + 256
-    if layout == "bitmask":
-        index = offsets + _round_up(8 * (_pairs(rows) + 1))
-        weights = index + _pairs(rows) * 4 * cols
-        return offsets, index, weights, weights + _round_up(count) + 64
-    if layout == "block":
-        index = offsets + _round_up(8 * (rows // 4 + 1))
-        weights = index + _round_up(2 * count)
-        return offsets, index, weights, weights + 64 * count
-    return offsets, offsets, offsets, offsets + rows * cols
-
-
-def padded(n: int, k: int) -> tuple[int, int]:
-    """N and K with the zeros that complete panels."""
-    return -(-n // 16) * 16, -(-k // 64) * 64
-
-
-def _pairs(rows: int) -> int:
-    """The pairs of panels, of which the last may be half empty."""
-    return (rows // 16 + 1) // 2
-
-
-def _round_up(nbytes: int) -> int:
-    return -(-nbytes // 64) * 64
-
-
-def packed_nbytes(n: int, k: int, layout: str = "dense", count: int = 0) -> int:
-    return _parts(n, k, layout, count)[3]
-
-
-def read_header(buffer: Array) -> Header:
-    """What a packed buffer holds. ValueError if it is not one that this version reads."""
-    check_dtype(buffer, "buffer", "uint8")
-    if buffer.ndim != 1 or buffer.shape[0] < _HEADER_NBYTES:
-        raise ValueError(
-            f"buffer: expected one dimension of {_HEADER_NBYTES} or more bytes, got {tuple(buffer.shape)}"
-        )
-    head = np.array(to_host(buffer[:40]))
-    magic, version, layout, isa = (int(v) for v in head[:16].view("<u4"))
-    n, k, count = (int(v) for v in head[16:].view("<i8"))
-    for name, want, got in (
-        ("magic", _MAGIC, magic),
-        ("version", _VERSION, version),
-        ("layout", min(layout, len(LAYOUTS) - 1), layout),
-        ("ISA", min(isa, len(_ISAS) - 1), isa),
-    ):
-        if got != want:
-            raise ValueError(f"buffer: expected a packed weight with {name} {want:#x}, got {got:#x}")
-    header = Header(n, k, "rows" if isa else LAYOUTS[layout], count)
-    sane = n >= 0 and 0 <= k <= MAX_K and 0 <= count <= buffer.shape[0] and (count == 0 or layout > 0)
-    if not sane or packed_nbytes(*header) != buffer.shape[0]:
-        raise ValueError(f"buffer: expected as many bytes as {header} has, got {buffer.shape[0]}")
-    return header
-
-
-def check_parts(buffer: Array, header: Header) -> None:
-    """ValueError where the offsets, masks or indices of a sparse layout would lead out of the buffer, or to
-    weights beyond K."""
-    n, k, layout, count = header
-    if layout in ("dense", "rows"):
-        return
-    start, index, weights, _ = _parts(*header)
-    rows, cols = padded(n, k)
-    units = _pairs(rows) if layout == "bitmask" else rows // 4
-    parts = _bytes(buffer[start:weights])
-    counts = np.diff(parts[: 8 * (units + 1)].view("<i8"), prepend=0, append=count)
-    good = counts[0] == 0 == counts[-1] and counts.min() >= 0 and counts.max() <= count  # differences wrap
-    table = parts[index - start :]
-    rest = k % (4 if layout == "bitmask" else 16)  # terms of the last group or tile
-    if good and layout == "bitmask":
-        ones = _ONES[table].reshape(units, 4 * cols).sum(1, dtype=np.int64)
-        masks = table.reshape(units, cols // 4, 16)
-        beyond = masks[:, k // 4 : k // 4 + (rest > 0)] & (0xF << rest & 0xF) * 0x11
-        good = np.array_equal(ones, counts[1:-1]) and not (beyond.any() or masks[:, -(-k // 4) :].any())
-    elif good:
-        blocks = table[: 2 * count].view("<u2").astype(np.int64)
-        rising = np.diff(blocks + np.repeat(np.arange(units), counts[1:-1]) * (cols // 16 + 1))
-        good = bool((blocks < -(-k // 16)).all() and (rising > 0).all())
-        if good and rest:
-            tiles = _bytes(buffer[weights : weights + 64 * count]).reshape(count, 4, 16)
-            good = not tiles[blocks == k // 16, :, rest:].any()
-    if not good:
-        raise ValueError(f"buffer: expected the parts of a {layout} layout, got damaged offsets or indices")
-
-
-def _bytes(part: Array) -> Any:
-    return np.ascontiguousarray(to_host(part))
-
-
-def check_scale(scale: Array | None, name: str, n: int) -> None:
-    """A weight's scale is float32 [N] or [N, 1]."""
-    if scale is None:
-        return
-    check_dtype(scale, name, "float32")
-    if scale.shape != (n,):
-        check_shape(scale, name, (n,), (n, 1))
-
-
-def pack_buffer(weight: Array, layout: str = "dense") -> Array:
-    """int8 [N, K], any strides -> packed uint8 buffer."""
-    return pack(weight, layout)[0]
+def pack_matrix(weight: Array, layout: str) -> Array:
+    """int8 [N, K], any strides -> packed uint8 buffer; dense where torch has to see it."""
+    return torch_op("pack_weight")(weight) if needs_dispatcher(weight) else pack(weight, layout)[0]
 
 
 def pack(weight: Array, layout: str) -> tuple[Array, str]:
     """int8 [N, K], any strides -> (packed uint8 buffer, its layout), which "auto" lets the kernels choose."""
-    kind_of(weight=weight)
-    check_dtype(weight, "weight", "int8")
-    if weight.ndim != 2:
-        raise ValueError(f"weight: expected two dimensions [N, K], got shape {tuple(weight.shape)}")
-    n, k = weight.shape
-    if k > MAX_K:
-        raise ValueError(f"weight: expected K <= {MAX_K}, for exact int32 sums, got {k}")
+    n, k = check_matrix(weight)
     if is_torch(weight):
         weight = weight.resolve_neg()
     engine = native_for(weight, "linear")
@@ -268,39 +187,51 @@ def pack(weight: Array, layout: str) -> tuple[Array, str]:
         layout = "dense" if layout == "auto" else layout
         return reference_for(weight).pack_weight(weight, layout), layout
     kernels, where = engine
-    strides, address = element_strides(weight), pointer(weight)
+    rows = _rows_of(kernels, weight)
     counts: Any = None
     if layout == "auto" and n * k < _SMALL:
         layout = "dense"
     if layout != "dense":
-        rows = padded(n, k)[0]
-        kept, tiles = np.empty(_pairs(rows), np.int64), np.empty(rows // 4, np.int64)
-        kernels.count_weight(address, n, k, *strides, pointer(kept), pointer(tiles), *where)
+        columns = padded(n, k)[0]
+        kept, tiles = np.empty(pairs(columns), np.int64), np.empty(columns // 4, np.int64)
+        kernels.count_weight(rows, kept=pointer(kept), tiles=pointer(tiles), where=where)
         if layout == "auto":
             layout = _fastest_layout(n, k, int(kept.sum()), int(tiles.sum()), *kernels.sparse_pays())
         counts = {"dense": None, "bitmask": kept, "block": tiles}[layout]
     count = 0 if counts is None else int(counts.sum())
-    buffer = _aligned_empty(packed_nbytes(n, k, layout, count), weight)
+    buffer = aligned_empty(packed_nbytes(n, k, layout, count), weight)
     kernels.pack_weight(
-        address,
-        n,
-        k,
-        *strides,
-        LAYOUTS.index(layout),
-        0 if counts is None else pointer(counts),
-        pointer(buffer),
-        *where,
+        rows,
+        layout=LAYOUTS.index(layout),
+        counts=0 if counts is None else pointer(counts),
+        buffer=pointer(buffer),
+        where=where,
     )
     return buffer, layout
 
 
-def _pack_rows(engine: Engine, weight: Array) -> Array:
+def check_matrix(weight: Array) -> tuple[int, int]:
+    """N and K of an int8 weight that can be packed."""
+    kind_of(weight=weight)
+    check_dtype(weight, "weight", "int8")
+    if weight.ndim != 2:
+        raise ValueError(f"weight: expected two dimensions [N, K], got shape {tuple(weight.shape)}")
     n, k = weight.shape
-    buffer = empty((packed_nbytes(n, k, "rows"),), "uint8", weight)
-    strides = element_strides(weight)
-    engine.kernels.pack_weight(
-        pointer(weight), n, k, *strides, pointer(buffer), buffer.shape[0], *engine.where
-    )
+    if k > MAX_K:
+        raise ValueError(f"weight: expected K <= {MAX_K}, for exact int32 sums, got {k}")
+    return n, k
+
+
+def _rows_of(kernels: Any, weight: Array) -> Any:
+    (n, k), (n_step, k_step) = weight.shape, element_strides(weight)
+    return kernels.IntRows(pointer(weight), signed=True, rows=n, cols=k, row_stride=n_step, col_stride=k_step)
+
+
+def _pack_rows(engine: Engine, weight: Array) -> Array:
+    kernels, where = engine
+    buffer = empty((packed_nbytes(*check_matrix(weight), "rows"),), "uint8", weight)
+    rows = _rows_of(kernels, weight)
+    kernels.pack_weight(rows, buffer=pointer(buffer), nbytes=buffer.shape[0], where=where)
     return buffer
 
 
@@ -316,41 +247,42 @@ def _fastest_layout(n: int, k: int, kept: int, tiles: int, bitmask_pays: float, 
     return min(nbytes, key=lambda layout: nbytes[layout])
 
 
-def unpack_buffer(buffer: Array, n: int, k: int) -> Array:
+def _plan_unpack(packed: Array, n: int, k: int) -> Plan:
+    kind_of(packed=packed)
+    check_dtype(packed, "packed", "uint8")
+
+    def check() -> None:
+        header = read_header(packed)
+        if header[:2] != (n, k):
+            raise ValueError(f"buffer: expected a packed [{n}, {k}], got {list(header[:2])}")
+        check_parts(packed, header)
+        if not is_torch(packed):
+            check_home(packed, header)
+
+    def native(engine: Engine, weight: Array) -> None:
+        header = read_header(packed)
+        if not is_at_home(packed, header):  # a module that moves
+            from ..reference import torch
+
+            weight.copy_(torch.unpack_weight(packed, *header[:3]))
+            return
+        buffer = contiguous(packed)
+        kernels, where = engine
+        stored = kernels.Weight(pointer(buffer), nbytes=buffer.shape[0], n=n, k=k)
+        kernels.unpack_weight(stored, w=pointer(weight), where=where)
+
+    def reference(module: Any) -> Any:
+        return module.unpack_weight(packed, *read_header(packed)[:3])
+
+    return Plan(packed, {"packed": packed}, (((n, k), "int8", ""),), native, reference, check)
+
+
+UNPACK_WEIGHT = Op("unpack_weight(Tensor packed, SymInt n, SymInt k) -> Tensor", _plan_unpack, "linear")
+
+
+def unpack_matrix(buffer: Array, n: int, k: int) -> Array:
     """Packed uint8 buffer -> int8 [N, K]; the header must say N and K."""
-    kind_of(buffer=buffer)
-    header = read_header(buffer)
-    if header[:2] != (n, k):
-        raise ValueError(f"buffer: expected a packed [{n}, {k}], got {list(header[:2])}")
-    check_parts(buffer, header)
-    if is_torch(buffer) and not _is_at_home(buffer, header):  # a module that moves
-        from ..reference.torch import unpack_weight
-
-        return unpack_weight(buffer, *header[:3])
-    check_home(buffer, header)
-    engine = native_for(buffer, "linear")
-    if engine is None:
-        plain: Array = reference_for(buffer, "linear").unpack_weight(buffer, *header[:3])
-        return plain
-    buffer = contiguous(buffer)
-    weight = empty((n, k), "int8", buffer)
-    shape = (n, k) if on_cuda(buffer) else ()
-    engine.kernels.unpack_weight(pointer(buffer), buffer.shape[0], *shape, pointer(weight), *engine.where)
-    return weight
-
-
-def _is_at_home(buffer: Array, header: Header) -> bool:
-    return (header.layout == "rows") == on_cuda(buffer)
-
-
-def check_home(buffer: Array, header: Header) -> None:
-    """ValueError where a buffer for the CPU is on a device, or the reverse."""
-    if not _is_at_home(buffer, header):
-        here = on_cuda(buffer)
-        raise ValueError(
-            f"buffer: expected one packed for ISA {here:d} ({_ISAS[here]}), where it is, got one for ISA "
-            f"{not here:d} ({_ISAS[not here]}); unpack a weight where it was packed, and pack it anew"
-        )
+    return UNPACK_WEIGHT(buffer, n, k)
 
 
 def density(weight: Array) -> float:
@@ -361,15 +293,3 @@ def density(weight: Array) -> float:
     if isinstance(weight, np.ndarray):
         return float(np.count_nonzero(weight)) / size
     return int((weight != 0).sum()) / size
-
-
-def _address(x: Array) -> int:
-    return x.ctypes.data if isinstance(x, np.ndarray) else pointer(x)
-
-
-def _aligned_empty(nbytes: int, like: Array) -> Array:
-    if not isinstance(like, np.ndarray):
-        return empty((nbytes,), "uint8", like)  # torch aligns to 64 bytes, on a device it and CuPy to 512
-    raw = np.empty(nbytes + _ALIGNMENT, np.uint8)
-    offset = -_address(raw) % _ALIGNMENT
-    return raw[offset : offset + nbytes]

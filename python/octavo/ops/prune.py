@@ -1,49 +1,37 @@
-"""Masks and pruning: what they check, allocate and call."""
+"""Masks of pruning, and pruned weights."""
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from ..runtime.arrays import (
     Array,
     byte_range,
     check_out,
-    check_outs,
     contiguous,
     dtype_name,
-    empty,
     float_code,
     is_plain,
     is_torch,
     kind_of,
     mark_written,
+    native_dtype,
     needs_dispatcher,
-    on_cuda,
     on_device_of,
     pointer,
-    store,
-    writable,
 )
-from ..runtime.routing import Engine, native_for, reference_for
-from .quantize import Quantized, _quantize, raise_nonfinite
-from .selection import (
-    Selection,
-    _check_units,
-    _f32_bits,
-    _from_bits,
-    _number,
-    _selection,
-    _shape_2d,
-    _unit_shape,
-)
+from ..runtime.routing import Engine, float_rows, native_for, reference_for
+from .op import Op, Out, Plan, outs_of
+from .prune_native import FAMILIES, segments_of, select, size_of, write
+from .quantize import QUANTIZE, Quantized, raise_nonfinite
+from .selection import check_units, from_bits, number, selection
 
-_NONE_EQUAL = 2**62  # as keep_equal_from: of the elements equal to the threshold none stays
+_SELECTION = (
+    "float? threshold=None, float? ratio=None, float? sparsity=None, "
+    'str pattern="unstructured", str nonfinite="keep"'
+)
 
 
 # ---- masks ----
@@ -77,246 +65,55 @@ def prune_mask(
         ("raise"), for which a call on a device waits for it.
     out: bool array like w to fill, or one per array; one that is not C-contiguous costs a temporary.
     """
-    if type(w) is not np.ndarray and needs_dispatcher(*_flat(w)):
-        from .. import torch_ops
-
-        arguments: dict[str, Any] = {
-            "threshold": threshold,
-            "ratio": ratio,
-            "sparsity": sparsity,
-            "pattern": pattern,
-            "nonfinite": nonfinite,
-        }
-        if out is not None:
-            arguments["out"] = out
-        if isinstance(w, (list, tuple)):
-            return torch_ops.prune_masks(w, **arguments)
-        single: Array = w
-        return torch_ops.prune_mask(single, **arguments)
-    if isinstance(w, (list, tuple)):
-        return _prune_masks(w, threshold, ratio, sparsity, pattern, nonfinite, out)
-    return _prune_mask(w, threshold, ratio, sparsity, pattern, nonfinite, out)
+    chosen = threshold, ratio, sparsity, pattern, nonfinite
+    outs = _outs(out, w)
+    return PRUNE_MASKS(w, *chosen, out=outs) if _is_list(w) else PRUNE_MASK(w, *chosen, out=outs)
 
 
-def _prune_mask(
-    w: Array,
-    threshold: float | None = None,
-    ratio: float | None = None,
-    sparsity: float | None = None,
-    pattern: str = "unstructured",
-    nonfinite: str = "keep",
-    out: Array | None = None,
-) -> Array:
-    """prune_mask of one array, without torch's dispatcher."""
-    outs = None if out is None else [out]
-    return _masks(
-        [w], ["w"], _selection(threshold, ratio, sparsity, pattern, nonfinite), nonfinite, outs, ["out"]
-    )[0]
-
-
-def _prune_masks(
+def _plan_many(
     ws: Sequence[Array],
     threshold: float | None = None,
     ratio: float | None = None,
     sparsity: float | None = None,
     pattern: str = "unstructured",
     nonfinite: str = "keep",
-    out: Sequence[Array] | None = None,
-) -> list[Array]:
-    """prune_mask of several arrays as one, without torch's dispatcher."""
-    if out is not None:
-        _check_out_list(out, ws)
-    chosen = _selection(threshold, ratio, sparsity, pattern, nonfinite)
-    return _masks(ws, _names("w", ws, True), chosen, nonfinite, out, _names("out", ws, True))
-
-
-def _masks(
-    ws: Sequence[Array],
-    names: list[str],
-    chosen: Selection,
-    nonfinite: str,
-    outs: Sequence[Array] | None,
-    out_names: list[str],
-) -> list[Array]:
-    _check_weights(ws, names, chosen, nonfinite)
-    if outs is not None:
-        _check_outs(outs, out_names, ws, names, ["bool"] * len(ws))
-    if not ws:
-        return []
-    engine = _engine_for(ws[0])
-    if engine is None:
-        found = _reference_masks(ws, chosen)
-    else:
-        found = _allocated(ws, outs, ["bool"] * len(ws))
-        _native(engine, [contiguous(w) for w in ws], found, None, chosen)
-    return found if outs is None else [store(out, mask) for out, mask in zip(outs, found, strict=True)]
-
-
-def _check_weights(ws: Sequence[Array], names: list[str], chosen: Selection, nonfinite: str) -> None:
-    kind_of(**dict(zip(names, ws, strict=True)))
-    for w, name in zip(ws, names, strict=True):
+    *,
+    names: Sequence[str] | None = None,
+    pruned: bool = False,
+) -> Plan:
+    """The masks of several weights that are selected as one, or the pruned weights themselves; names: what
+    errors call them."""
+    chosen = selection(threshold, ratio, sparsity, pattern, nonfinite)
+    inputs = dict(zip(_names("w", ws, True) if names is None else names, ws, strict=True))
+    kind_of(**inputs)
+    for name, w in inputs.items():
         kind_of(**{name: w})
         float_code(w, name)
-        _check_units(w, name, chosen)
+        check_units(w, name, chosen)
+
+    def check() -> None:
         if nonfinite == "raise":
-            raise_nonfinite(w, name)
+            for name, w in inputs.items():
+                raise_nonfinite(w, name)
+
+    def native(engine: Engine, *found: Array) -> None:
+        bases = [contiguous(w) for w in ws]
+        write(engine, bases, None if pruned else list(found), list(found) if pruned else None, chosen)
+
+    def reference(module: Any) -> Any:
+        masks = list(module.prune_masks(ws, chosen.threshold, chosen.ratio, chosen.sparsity, pattern))
+        return [module.apply_mask(w, m) for w, m in zip(ws, masks, strict=True)] if pruned else masks
+
+    results = [(tuple(w.shape), dtype_name(w.dtype) if pruned else "bool", "") for w in ws]
+    return Plan(ws[0] if ws else None, inputs, results, native, reference, check)
 
 
-def _check_outs(
-    outs: Sequence[Array], out_names: list[str], ws: Sequence[Array], names: list[str], dtypes: list[str]
-) -> None:
-    """Each out like its w, of its dtype, apart from all the others."""
-    inputs: dict[str, Array | None] = dict(zip(names, ws, strict=True))
-    for dtype in dict.fromkeys(dtypes):
-        written = [
-            (out, name, w.shape)
-            for out, name, w, each in zip(outs, out_names, ws, dtypes, strict=True)
-            if each == dtype
-        ]
-        check_outs(written, ws[0], dtype, inputs)
-        inputs.update({name: out for out, name, _ in written})
+def _plan_mask(w: Array, *arguments: Any, **more: Any) -> Plan:
+    return _plan_many([w], *arguments, **more, names=["w"])
 
 
-def _check_out_list(out: object, ws: Sequence[Array]) -> None:
-    if not isinstance(out, (list, tuple)):
-        raise TypeError(f"out: expected a sequence of {len(ws)} arrays, got {type(out).__name__}")
-    if len(out) != len(ws):
-        raise TypeError(f"out: expected a sequence of {len(ws)} arrays, got {len(out)}")
-
-
-def _allocated(ws: Sequence[Array], outs: Sequence[Array] | None, dtypes: list[str]) -> list[Array]:
-    """C-contiguous arrays to write: outs where they are, else new ones."""
-    if outs is None:
-        return [empty(tuple(w.shape), dtype, w) for w, dtype in zip(ws, dtypes, strict=True)]
-    return [writable(out, dtype) for out, dtype in zip(outs, dtypes, strict=True)]
-
-
-_FAMILIES = ("select", "prune")
-
-
-def _engine_for(w: Array) -> Engine | None:
-    return native_for(w, *_FAMILIES)
-
-
-def _reference_for(w: Array) -> Any:
-    return reference_for(w, *_FAMILIES)
-
-
-def _reference_masks(ws: Sequence[Array], chosen: Selection) -> list[Array]:
-    return list(
-        _reference_for(ws[0]).prune_masks(ws, chosen.threshold, chosen.ratio, chosen.sparsity, chosen.pattern)
-    )
-
-
-def _native(
-    engine: Engine, ws: list[Array], masks: list[Array] | None, pruned: list[Array] | None, chosen: Selection
-) -> None:
-    """Fills masks, pruned (which may be ws) or both; all arrays C-contiguous."""
-    mask_at = [pointer(mask) for mask in masks] if masks is not None else [0] * len(ws)
-    pruned_at = [pointer(each) for each in pruned] if pruned is not None else [0] * len(ws)
-    segments = [(pointer(w), float_code(w, "w"), _size(w)) for w in ws]
-    if ":" in chosen.pattern:
-        n, m = chosen.units
-        for (at, code, size), mask, each in zip(segments, mask_at, pruned_at, strict=True):
-            engine.kernels.prune_nm(at, code, size // m, n, m, mask, each, *engine.where)
-    elif chosen.pattern != "unstructured":
-        _native_units(engine, ws, mask_at, pruned_at, chosen)
-    else:
-        selected, _alive = _select(engine, ws[0], segments, chosen)
-        written = [(*w, mask, each) for w, mask, each in zip(segments, mask_at, pruned_at, strict=True)]
-        engine.kernels.prune(written, *selected, *engine.where)
-
-
-def _select(
-    engine: Engine, w: Array, segments: list[tuple[int, int, int]], chosen: Selection
-) -> tuple[tuple[int, ...], Array]:
-    """What is kept, as the kernels take it, and the array that holds it on a device: larger keys, and equal
-    ones from an index of the whole list on. On a device it stays there: nothing waits."""
-    kernels, where = engine
-    device = on_cuda(w)
-    if chosen.threshold is not None:
-        return _by_value(chosen.threshold, device), None
-    k = 0 if chosen.sparsity is None else round(chosen.sparsity * sum(n for _, _, n in segments))
-    if chosen.sparsity is not None and not k:
-        return _by_value(-1.0, device), None
-    if device:
-        selection = empty((kernels.SELECTION_NBYTES,), "uint8", w)
-        if chosen.ratio is None:
-            kernels.magnitude_select_to(segments, k, pointer(selection), *where)
-        else:
-            kernels.ratio_select_to(segments, _f32_bits(chosen.ratio), pointer(selection), *where)
-        return (0, 0, pointer(selection)), selection
-    if chosen.ratio is None:
-        return kernels.magnitude_select(segments, k, *where), None
-    # exact in float64 and rounded once, as one float32 product is
-    limit = _from_bits(_f32_bits(chosen.ratio)) * _from_bits(kernels.max_key(segments, *where))
-    return _by_value(limit, device), None
-
-
-def _by_value(limit: float, device: bool) -> tuple[int, ...]:
-    """The selection that keeps |w| > limit. A negative limit keeps everything, even one that would round to 0
-    and prune the zeros."""
-    selected = (0, 0) if limit < 0 else (_f32_bits(limit), _NONE_EQUAL)
-    return (*selected, 0) if device else selected
-
-
-def _native_units(
-    engine: Engine, ws: list[Array], mask_at: list[int], pruned_at: list[int], chosen: Selection
-) -> None:
-    kernels, where = engine
-    grids = []
-    for w in ws:
-        (rows, cols), (r, c) = _shape_2d(w), _unit_shape(w, chosen)
-        grids.append((rows, cols, r, c, rows // r * (cols // c) if r and c else 0))
-    count = sum(units for *_, units in grids)
-    if not count:
-        return
-    device = on_cuda(ws[0])
-    scores = empty((count,), "float64", ws[0]) if device else np.empty(count, np.float64)
-    at = pointer(scores)
-    for w, (rows, cols, r, c, units) in zip(ws, grids, strict=True):
-        if units:
-            kernels.unit_scores(pointer(w), float_code(w, "w"), rows, cols, r, c, at, *where)
-        at += units * scores.itemsize
-    keep = _keep_units_there(engine, scores, chosen) if device else _keep_units(scores, chosen)
-    at = pointer(keep)
-    for w, mask, each, (rows, cols, r, c, units) in zip(ws, mask_at, pruned_at, grids, strict=True):
-        if units:
-            kernels.prune_units(rows, cols, r, c, at, pointer(w), float_code(w, "w"), mask, each, *where)
-        at += units
-
-
-def _keep_units_there(engine: Engine, scores: Array, chosen: Selection) -> Array:
-    """_keep_units, on the device."""
-    kernels, where = engine
-    keep = empty(scores.shape, "bool", scores)
-    count = scores.shape[0]
-    if chosen.sparsity is not None:
-        k = round(chosen.sparsity * count)
-        kernels.unit_select(pointer(scores), count, k, pointer(keep), *where)
-    else:
-        is_ratio = chosen.ratio is not None
-        limit = chosen.ratio if is_ratio else chosen.threshold
-        kernels.unit_threshold(pointer(scores), count, limit, is_ratio, pointer(keep), *where)
-    return keep
-
-
-def _keep_units(scores: NDArray[np.float64], chosen: Selection) -> NDArray[np.bool_]:
-    if chosen.sparsity is None:
-        limit: Any = chosen.threshold
-        if chosen.ratio is not None:
-            limit = chosen.ratio * scores.max(initial=0.0, where=np.isfinite(scores))
-        with np.errstate(invalid="ignore"):
-            kept: NDArray[np.bool_] = ~(scores <= limit)  # NaN is kept
-        return kept
-    k = round(chosen.sparsity * scores.size)
-    if not k:
-        return np.ones(scores.shape, np.bool_)
-    last = np.partition(scores, k - 1)[k - 1]  # NaN sorts last
-    tie = np.isnan(scores) if math.isnan(last) else scores == last
-    keep = ~(~tie if math.isnan(last) else scores < last)
-    keep[np.flatnonzero(tie)[: k - int(np.count_nonzero(~keep))]] = False
-    return keep
+PRUNE_MASK = Op(f"prune_mask(Tensor w, *, {_SELECTION}) -> Tensor", _plan_mask, *FAMILIES)
+PRUNE_MASKS = Op(f"prune_masks(Tensor[] ws, *, {_SELECTION}) -> Tensor[]", _plan_many, *FAMILIES)
 
 
 def magnitude_threshold(w: Array | Sequence[Array], sparsity: float) -> float:
@@ -325,33 +122,53 @@ def magnitude_threshold(w: Array | Sequence[Array], sparsity: float) -> float:
     w: a float array, or a list or tuple of them taken as one; sparsity in [0, 1]. NaN counts as larger than
     Inf. A contiguous copy is made of a w that is not C-contiguous. On a device, the call waits for it.
     """
-    if type(w) is not np.ndarray and needs_dispatcher(*_flat(w)):
-        from .. import torch_ops
-
-        return torch_ops.magnitude_threshold(_flat(w), sparsity)
-    return _magnitude_threshold(w, sparsity)
-
-
-def _magnitude_threshold(w: Array | Sequence[Array], sparsity: float) -> float:
-    """magnitude_threshold, without torch's dispatcher."""
     ws = _flat(w)
-    names = _names("w", ws, isinstance(w, (list, tuple)))
+    if needs_dispatcher(*ws):
+        return float(MAGNITUDE_THRESHOLD.trace((ws, sparsity)).item())
+    names = _names("w", ws, _is_list(w))
+    return _threshold(ws, _checked_share(ws, names, sparsity))
+
+
+def _checked_share(ws: Sequence[Array], names: Sequence[str], sparsity: float) -> float:
     kind_of(**dict(zip(names, ws, strict=True)))
-    share = _number(sparsity, "sparsity")
+    share = number(sparsity, "sparsity")
     if not 0 <= share <= 1:
         raise ValueError(f"sparsity: expected a number in [0, 1], got {sparsity!r}")
-    codes = [float_code(each, name) for each, name in zip(ws, names, strict=True)]
-    k = round(share * sum(_size(each) for each in ws))
+    for each, name in zip(ws, names, strict=True):
+        float_code(each, name)
+    return share
+
+
+def _threshold(ws: Sequence[Array], share: float) -> float:
+    k = round(share * sum(size_of(each) for each in ws))
     if not k:
         return 0.0
     engine = native_for(ws[0], "select")
     if engine is None:
         detached = [each.detach() if is_torch(each) else each for each in ws]
         return float(reference_for(ws[0], "select").magnitude_threshold(detached, share))
-    ws = [contiguous(each) for each in ws]
-    segments = [(pointer(each), code, _size(each)) for each, code in zip(ws, codes, strict=True)]
-    key, _ = engine.kernels.magnitude_select(segments, k, *engine.where)
-    return _from_bits(key)
+    kernels, where = engine
+    bases = [contiguous(each) for each in ws]
+    key, _ = kernels.magnitude_select(segments_of(kernels, bases), k=k, where=where)
+    return from_bits(key)
+
+
+def _plan_threshold(ws: Sequence[Array], sparsity: float) -> Plan:
+    names = _names("w", ws, True)
+    share = _checked_share(ws, names, sparsity)
+
+    def native(engine: Engine, result: Array) -> None:
+        result.fill_(_threshold(ws, share))
+
+    def reference(module: Any) -> Any:
+        return ws[0].new_tensor(_threshold(ws, share), dtype=native_dtype("float32", ws[0]))
+
+    return Plan(ws[0], dict(zip(names, ws, strict=True)), (((), "float32", ""),), native, reference)
+
+
+MAGNITUDE_THRESHOLD = Op(
+    "magnitude_threshold(Tensor[] ws, float sparsity) -> Tensor", _plan_threshold, "select"
+)
 
 
 # ---- pruning ----
@@ -362,51 +179,25 @@ def prune(w: Array | Sequence[Array], *, out: Array | Sequence[Array] | None = N
 
     out: array like w to fill, or one per array, apart from w; one that is not C-contiguous costs a temporary.
     """
-    many = isinstance(w, (list, tuple))
-    ws = _flat(w)
-    if many and out is not None:
-        _check_out_list(out, ws)
-    outs: list[Array] | None = None if out is None else list(out) if many else [out]
-    if needs_dispatcher(*ws):
-        from .. import torch_ops
-
-        results = torch_ops.prune(ws, **arguments)
-        if outs is not None:
-            from ..torch_ops.define import _fill
-
-            filled = zip(_names("out", ws, many), outs, results, ws, strict=True)
-            results = [_fill(each, name, result, w=like) for name, each, result, like in filled]
+    many, ws, outs, chosen = _is_list(w), _flat(w), _outs(out, w), _selection_of(**arguments)
+    if not needs_dispatcher(*ws):
+        plan = _plan_many(ws, *chosen, names=_names("w", ws, many), pruned=True)
+        results = PRUNE_MASKS.compute(plan, outs)
+    elif len(ws) == 1:
+        results = [PRUNE.trace((ws[0], *chosen), outs)]
     else:
-        results = _pruned(ws, _names("w", ws, many), outs, _names("out", ws, many), **arguments)
+        from ..reference.torch import apply_mask
+
+        masks = PRUNE_MASKS.trace((ws, *chosen))
+        results = PRUNE_MASKS.filled([apply_mask(w, m) for w, m in zip(ws, masks, strict=True)], outs, {})
     return results if many else results[0]
 
 
-def _pruned(
-    ws: list[Array],
-    names: list[str],
-    outs: list[Array] | None,
-    out_names: list[str],
-    threshold: float | None = None,
-    ratio: float | None = None,
-    sparsity: float | None = None,
-    pattern: str = "unstructured",
-    nonfinite: str = "keep",
-) -> list[Array]:
-    chosen = _selection(threshold, ratio, sparsity, pattern, nonfinite)
-    _check_weights(ws, names, chosen, nonfinite)
-    dtypes = [dtype_name(w.dtype) for w in ws]
-    if outs is not None:
-        _check_outs(outs, out_names, ws, names, dtypes)
-    if not ws:
-        return []
-    engine = _engine_for(ws[0])
-    if engine is None:
-        apply_mask = _reference_for(ws[0]).apply_mask
-        found = [apply_mask(w, mask) for w, mask in zip(ws, _reference_masks(ws, chosen), strict=True)]
-    else:
-        found = _allocated(ws, outs, dtypes)
-        _native(engine, [contiguous(w) for w in ws], None, found, chosen)
-    return found if outs is None else [store(out, each) for out, each in zip(outs, found, strict=True)]
+def _plan_prune(w: Array, *arguments: Any, **more: Any) -> Plan:
+    return _plan_many([w], *arguments, **more, names=["w"], pruned=True)
+
+
+PRUNE = Op(f"prune(Tensor w, *, {_SELECTION}) -> Tensor", _plan_prune, *FAMILIES)
 
 
 def prune_(
@@ -419,7 +210,7 @@ def prune_(
     for a read-only array, or one whose elements overlap.
     out: the mask (or list of masks) to fill, as for prune_mask.
     """
-    many = isinstance(w, (list, tuple))
+    many = _is_list(w)
     ws = [each.detach() if hasattr(each, "detach") else each for each in _flat(w)]
     names = _names("w", ws, many)
     for each, name in zip(ws, names, strict=True):
@@ -428,10 +219,7 @@ def prune_(
             float_code(each, name)
             check_out(each, name, each, each.shape, dtype_name(each.dtype), {})
     if not needs_dispatcher(*ws):
-        if many and out is not None:
-            _check_out_list(out, ws)
-        outs: list[Array] | None = None if out is None else list(out) if many else [out]
-        masks = _pruned_in_place(ws, names, outs, _names("out", ws, many), **arguments)
+        masks = prune_in_place(ws, names, _outs(out, w), **arguments)
         return masks if many else masks[0]
     found = prune_mask(ws if many else ws[0], out=out, **arguments)
     for each, mask in zip(ws, _flat(found), strict=True):
@@ -439,21 +227,15 @@ def prune_(
     return found
 
 
-def _pruned_in_place(
-    ws: list[Array],
-    names: list[str],
-    outs: list[Array] | None,
-    out_names: list[str],
-    threshold: float | None = None,
-    ratio: float | None = None,
-    sparsity: float | None = None,
-    pattern: str = "unstructured",
-    nonfinite: str = "keep",
+def prune_in_place(
+    ws: list[Array], names: Sequence[str], outs: Sequence[Out] | None = None, **arguments: Any
 ) -> list[Array]:
-    chosen = _selection(threshold, ratio, sparsity, pattern, nonfinite)
-    engine = _engine_for(ws[0]) if ws else None
-    if engine is None or not all(is_plain(w) for w in ws) or _overlap(ws):
-        masks = _masks(ws, names, chosen, nonfinite, outs, out_names)
+    """prune_ of checked arrays, without torch's dispatcher."""
+    chosen = _selection_of(**arguments)
+    plan = _plan_many(ws, *chosen, names=names)
+    at_once = all(is_plain(w) for w in ws) and not _overlap(ws)
+    if not ws or not at_once or native_for(ws[0], *FAMILIES) is None:
+        masks: list[Array] = PRUNE_MASKS.compute(plan, outs)
         for w, mask in zip(ws, masks, strict=True):
             if is_torch(w):
                 w.masked_fill_(~mask, 0)
@@ -461,15 +243,14 @@ def _pruned_in_place(
                 with on_device_of(w):
                     w[~mask] = 0
         return masks
-    _check_weights(ws, names, chosen, nonfinite)
-    dtypes = ["bool"] * len(ws)
-    if outs is not None:
-        _check_outs(outs, out_names, ws, names, dtypes)
-    masks = _allocated(ws, outs, dtypes)
-    _native(engine, ws, masks, ws, chosen)
+
+    def native(engine: Engine, *found: Array) -> None:
+        write(engine, ws, list(found), ws, selection(*chosen))
+
+    masks = PRUNE_MASKS.compute(plan._replace(native=native), outs)
     for w in ws:
         mark_written(w)
-    return masks if outs is None else [store(out, mask) for out, mask in zip(outs, masks, strict=True)]
+    return masks
 
 
 def _overlap(ws: list[Array]) -> bool:
@@ -496,25 +277,13 @@ def prune_quantize(
     as for quantize. A contiguous copy is made of a w that is not C-contiguous.
     out: (data, scale, mask) to fill; an array of them that is not C-contiguous costs a temporary.
     """
-    arguments: dict[str, Any] = {
-        "granularity": granularity,
-        "group_size": group_size,
-        "threshold": threshold,
-        "ratio": ratio,
-        "sparsity": sparsity,
-        "pattern": pattern,
-        "nonfinite": nonfinite,
-    }
-    if out is not None:
-        arguments["out"] = out
-    if type(w) is not np.ndarray and needs_dispatcher(w):
-        from .. import torch_ops
-
-        return torch_ops.prune_quantize(w, **arguments)
-    return _prune_quantize(w, **arguments)
+    outs = None if out is None else outs_of(out, ("data", "scale", "mask"))
+    chosen = threshold, ratio, sparsity, pattern, nonfinite
+    data, scale, mask = PRUNE_QUANTIZE(w, granularity, group_size, *chosen, out=outs)
+    return Quantized(data, scale), mask
 
 
-def _prune_quantize(
+def _plan_prune_quantize(
     w: Array,
     granularity: str = "row",
     group_size: int | None = None,
@@ -523,67 +292,74 @@ def _prune_quantize(
     sparsity: float | None = None,
     pattern: str = "unstructured",
     nonfinite: str = "keep",
-    out: tuple[Array, Array, Array] | None = None,
-) -> tuple[Quantized, Array]:
-    """prune_quantize, without torch's dispatcher."""
-    quantized_out = mask_out = None
-    if out is not None:
-        if not isinstance(out, (list, tuple)) or len(out) != 3:
-            got = f"{len(out)} arrays" if isinstance(out, (list, tuple)) else type(out).__name__
-            raise TypeError(f"out: expected (data, scale, mask), got {got}")
-        quantized_out, mask_out = (out[0], out[1]), out[2]
-        kind_of(w=w, data=out[0], scale=out[1], mask=out[2])
-        check_out(mask_out, "out[2]", w, w.shape, "bool", {"w": w, "out[0]": out[0], "out[1]": out[1]})
-    chosen = _selection(threshold, ratio, sparsity, pattern, nonfinite)
-    kind_of(w=w)
-    engine = _engine_for(w)
-    if granularity == "row" and group_size is None and pattern == "unstructured" and engine is not None:
-        return _prune_quantize_rows(engine, w, chosen, nonfinite, out)
-    outs = None if mask_out is None else [mask_out]
-    mask = _masks([w], ["w"], chosen, nonfinite, outs, ["out[2]"])[0]
-    found = _quantize(w, granularity, group_size, out=quantized_out, mask=contiguous(mask))
-    return found, mask
-
-
-def _prune_quantize_rows(
-    engine: Engine, w: Array, chosen: Selection, nonfinite: str, out: tuple[Array, Array, Array] | None
-) -> tuple[Quantized, Array]:
-    """The case that is worth a kernel: everything about a row is done while it is in the cache."""
-    shapes: list[tuple[str, tuple[int, ...]]] = [
-        ("int8", tuple(w.shape)),
-        ("float32", tuple(w.shape[:-1])),
-        ("bool", tuple(w.shape)),
-    ]
-    _check_weights([w], ["w"], chosen, nonfinite)
-    if not w.ndim:
+) -> Plan:
+    masks = _plan_mask(w, threshold, ratio, sparsity, pattern, nonfinite)
+    if granularity == "row" and not w.ndim:
         raise ValueError("w: expected at least one dimension for granularity='row', got shape ()")
-    if out is None:
-        written = [empty(shape, dtype, w) for dtype, shape in shapes]
-    else:
-        inputs: dict[str, Array | None] = {"w": w}
-        for i, (dtype, shape) in enumerate(shapes):
-            check_out(out[i], f"out[{i}]", w, shape, dtype, inputs)
-            inputs[f"out[{i}]"] = out[i]
-        written = [writable(each, dtype) for each, (dtype, _) in zip(out, shapes, strict=True)]
-    data, scale, mask = written
-    base, code = contiguous(w), float_code(w, "w")
-    (rows, cols), at = _shape_2d(w), pointer(base)
-    selected, _alive = _select(engine, w, [(at, code, _size(w))], chosen)
-    engine.kernels.prune_quantize(
-        at, code, rows, cols, *selected, pointer(mask), pointer(data), pointer(scale), *engine.where
-    )
-    if out is not None:
-        data, scale, mask = (store(each, found) for each, found in zip(out, written, strict=True))
-    return Quantized(data, scale, None), mask
+    data, scale, _ = QUANTIZE.plan(w, granularity, group_size).results
+
+    def native(engine: Engine, q: Array, scales: Array, mask: Array) -> None:
+        if granularity != "row" or pattern != "unstructured":
+            masks.native(engine, mask)
+            QUANTIZE.plan(w, granularity, group_size, mask=mask).native(engine, q, scales, None)
+            return
+        kernels, where = engine
+        base = contiguous(w)
+        chosen, _alive = select(engine, [base], selection(threshold, ratio, sparsity, pattern, nonfinite))
+        view, _ = float_rows(kernels, base)
+        kernels.prune_quantize(
+            view, selection=chosen, mask=pointer(mask), data=pointer(q), scale=pointer(scales), where=where
+        )
+
+    def reference(module: Any) -> Any:
+        (mask,) = masks.reference(module)
+        q, scales, _ = module.quantize(
+            module.apply_mask(w, mask), granularity, group_size, True, None, None, "nearest", None
+        )
+        return q, scales, mask
+
+    results = (data[0], "int8", ""), scale, *masks.results
+    return Plan(w, masks.inputs, results, native, reference, masks.check)
 
 
-def _size(w: Array) -> int:
-    return math.prod(w.shape)
+PRUNE_QUANTIZE = Op(
+    f'prune_quantize(Tensor w, *, str granularity="row", int? group_size=None, {_SELECTION}) '
+    "-> (Tensor, Tensor, Tensor)",
+    _plan_prune_quantize,
+    *FAMILIES,
+    "quantize",
+)
+
+
+# ---- arguments ----
+
+
+def _selection_of(
+    threshold: float | None = None,
+    ratio: float | None = None,
+    sparsity: float | None = None,
+    pattern: str = "unstructured",
+    nonfinite: str = "keep",
+) -> tuple[float | None, float | None, float | None, str, str]:
+    return threshold, ratio, sparsity, pattern, nonfinite
+
+
+def _is_list(w: object) -> bool:
+    return isinstance(w, (list, tuple))
 
 
 def _flat(w: Array | Sequence[Array]) -> list[Array]:
-    return list(w) if isinstance(w, (list, tuple)) else [w]
+    return list(w) if _is_list(w) else [w]
 
 
 def _names(name: str, ws: Sequence[Array], many: bool) -> list[str]:
     return [f"{name}[{i}]" for i in range(len(ws))] if many else [name]
+
+
+def _outs(out: Any, w: Array | Sequence[Array]) -> list[Out] | None:
+    """`out` for an array, or for a list of them."""
+    if out is None:
+        return None
+    if not _is_list(w):
+        return [("out", out)]
+    return outs_of(out, ["w"] * len(w), f"a sequence of {len(w)} arrays")

@@ -1,4 +1,4 @@
-"""quantize and dequantize: what they check, allocate and call."""
+"""quantize and dequantize."""
 
 from __future__ import annotations
 
@@ -12,26 +12,23 @@ from ..runtime.arrays import (
     FLOATS,
     Array,
     as_dtype_name,
-    as_rows,
     check_dtype,
-    check_out,
     check_shape,
     contiguous,
     copy_contiguous,
-    empty,
     float_code,
     is_array,
     is_number,
     kind_of,
     native_dtype,
-    needs_dispatcher,
+    number_as_array,
     on_cuda,
-    on_device_of,
     pointer,
+    row_stride,
     store,
-    writable_rows,
 )
-from ..runtime.routing import native_for, reference_for
+from ..runtime.routing import Engine, float_rows, int_rows, native_for
+from .op import Op, Out, Plan, outs_of
 
 GRANULARITIES = ("row", "tensor", "group")
 
@@ -80,103 +77,100 @@ def quantize(
     Returns Quantized(data int8 like x, scale float32, zero_point int32 or None): for static quantization,
     copies of what was given. TypeError or ValueError for anything else.
     """
-    if type(x) is not np.ndarray and needs_dispatcher(x, scale, zero_point):
-        from .. import torch_ops
-
-        return torch_ops.quantize(
-            x,
-            granularity=granularity,
-            group_size=group_size,
-            symmetric=symmetric,
-            scale=scale,
-            zero_point=zero_point,
-            rounding=rounding,
-            seed=seed,
-            nonfinite=nonfinite,
-            **({} if out is None else {"out": out}),
-        )
-    return _quantize(x, granularity, group_size, symmetric, scale, zero_point, rounding, seed, nonfinite, out)
+    if granularity == "tensor":
+        scale, zero_point = number_as_array(scale, "float32", x), number_as_array(zero_point, "int32", x)
+    seed = _seed(seed) if rounding == "stochastic" else None
+    outs = None if out is None else _outs(out, symmetric)
+    data, found, offset = QUANTIZE(
+        x, granularity, group_size, symmetric, scale, zero_point, rounding, seed, nonfinite, out=outs
+    )
+    return Quantized(data, found, None if symmetric else offset)
 
 
-def _quantize(
+def _plan_quantize(
     x: Array,
     granularity: str = "row",
     group_size: int | None = None,
     symmetric: bool = True,
-    scale: Array | float | None = None,
-    zero_point: Array | int | None = None,
+    scale: Array | None = None,
+    zero_point: Array | None = None,
     rounding: str = "nearest",
     seed: int | None = None,
     nonfinite: str = "clamp",
-    out: Array | tuple[Array, ...] | None = None,
     mask: Array | None = None,
-) -> Quantized:
-    """quantize, without torch's dispatcher; x reads as 0 where mask (bool, contiguous, like x) is False."""
+) -> Plan:
+    """mask: bool, contiguous, like x, which reads as 0 where it is False; not an argument of the operator."""
     kind_of(x=x)
-    code = float_code(x, "x")
+    float_code(x, "x")
     scale_shape, groups, group_size = _grouping(x, granularity, group_size)
-    if rounding == "stochastic":
-        seed = _seed(seed)
-    elif rounding != "nearest":
+    if rounding not in ("nearest", "stochastic"):
         raise ValueError(f"rounding: expected 'nearest' or 'stochastic', got {rounding!r}")
-    if nonfinite == "raise":
-        raise_nonfinite(x, "x")
-    elif nonfinite != "clamp":
+    if rounding == "stochastic" and seed is None:
+        raise ValueError("seed: expected an int with rounding='stochastic', got None")
+    if nonfinite not in ("clamp", "raise"):
         raise ValueError(f"nonfinite: expected 'clamp' or 'raise', got {nonfinite!r}")
     given = scale is not None
-    inputs = {"x": x, "scale": scale, "zero_point": zero_point}
     if given or zero_point is not None:
-        scale, zero_point = _static(x, scale_shape, symmetric, scale, zero_point)
-    outs = _outs(x, scale_shape, symmetric, out, inputs)
+        _check_given(x, scale_shape, symmetric, scale, zero_point)
 
-    engine = native_for(x, "quantize")
-    if engine is None:
-        reference = reference_for(x, "quantize")
-        if mask is not None:
-            x = reference.apply_mask(x, mask)
-        found = reference.quantize(x, granularity, group_size, symmetric, scale, zero_point, rounding, seed)
-        if not isinstance(x, np.ndarray):
-            return _store(outs, Quantized(*found))
-        return _store(outs, Quantized(*(None if f is None else np.asarray(f) for f in found)))
+    def check() -> None:
+        if nonfinite == "raise":
+            raise_nonfinite(x, "x")
+        if given and not on_cuda(x):
+            _check_values(scale, zero_point)
 
-    rows, cols, row_stride, col_stride, base = as_rows(x)
-    if outs is None:
-        data, data_stride = empty(tuple(x.shape), "int8", x), cols
-    else:
-        data_stride, data = writable_rows(outs.data, "int8")
-    if not given:
-        scale = empty(scale_shape, "float32", x)
-        zero_point = None if symmetric else empty(scale_shape, "int32", x)
-    engine.kernels.quantize(
-        pointer(base),
-        code,
-        rows,
-        groups,
-        group_size,
-        row_stride,
-        col_stride,
-        0 if mask is None else pointer(mask),
-        pointer(data),
-        data_stride,
-        pointer(scale),
-        0 if zero_point is None else pointer(zero_point),
-        granularity == "tensor",
-        given,
-        rounding == "stochastic",
-        (seed or 0) & (2**64 - 1),
-        *engine.where,
-    )
-    return _store(outs, Quantized(data, scale, zero_point))
+    def native(engine: Engine, data: Array, new_scale: Array, new_zero_point: Array | None) -> None:
+        if given:
+            store(new_scale, scale)
+            if new_zero_point is not None:
+                store(new_zero_point, zero_point)
+        kernels, where = engine
+        view, _base = float_rows(kernels, x)
+        kernels.quantize(
+            view,
+            scales=kernels.Scales(
+                pointer(new_scale),
+                zero_point=0 if new_zero_point is None else pointer(new_zero_point),
+                groups=groups,
+                group_size=group_size,
+                per_tensor=granularity == "tensor",
+            ),
+            mask=0 if mask is None else pointer(mask),
+            data=pointer(data),
+            data_row_stride=row_stride(data),
+            given=given,
+            stochastic=rounding == "stochastic",
+            seed=(seed or 0) & (2**64 - 1),
+            where=where,
+        )
+
+    def reference(module: Any) -> Any:
+        masked = x if mask is None else module.apply_mask(x, mask)
+        copies = [None if each is None else copy_contiguous(each) for each in (scale, zero_point)]
+        chosen = *copies, rounding, seed
+        return module.quantize(masked, granularity, group_size, symmetric, *chosen)
+
+    shape, offsets = tuple(x.shape), None if symmetric else scale_shape
+    results = (shape, "int8", "rows"), (scale_shape, "float32", ""), (offsets, "int32", "")
+    return Plan(x, {"x": x, "scale": scale, "zero_point": zero_point}, results, native, reference, check)
+
+
+# a zero_point that is not there is empty
+QUANTIZE = Op(
+    'quantize(Tensor x, str granularity="row", int? group_size=None, bool symmetric=True, '
+    'Tensor? scale=None, Tensor? zero_point=None, str rounding="nearest", SymInt? seed=None, '
+    'str nonfinite="clamp") -> (Tensor, Tensor, Tensor)',
+    _plan_quantize,
+    "quantize",
+)
 
 
 def raise_nonfinite(x: Array, name: str) -> None:
     """ValueError with the count and the first index if x, taken as float32, has a NaN or an Inf."""
     engine = native_for(x, "quantize")
     if engine is not None:
-        rows, cols, row_stride, col_stride, base = as_rows(x)
-        count, first = engine.kernels.count_nonfinite(
-            pointer(base), float_code(x, name), rows, cols, row_stride, col_stride, *engine.where
-        )
+        view, _base = float_rows(engine.kernels, x)
+        count, first = engine.kernels.count_nonfinite(view, where=engine.where)
     elif isinstance(x, np.ndarray):
         with np.errstate(over="ignore"):
             bad = np.flatnonzero(~np.isfinite(x.astype(np.float32)))
@@ -224,88 +218,45 @@ def _seed(seed: int | None) -> int:
     return value - 2**64 if value >= 2**63 else value
 
 
-def _static(
-    x: Array,
-    shape: tuple[int, ...],
-    symmetric: bool,
-    scale: Any,
-    zero_point: Any,
-) -> tuple[Array, Array | None]:
-    """Contiguous copies of a given scale and zero_point, with their values checked on the CPU."""
+def _check_given(
+    x: Array, shape: tuple[int, ...], symmetric: bool, scale: Array | None, zero_point: Array | None
+) -> None:
+    """Checks what a static quantization is given, but for its values."""
     if scale is None:
         raise ValueError("scale: expected a scale with a given zero_point, got None")
     if symmetric and zero_point is not None:
         raise ValueError("zero_point: expected None with symmetric=True, got a zero point")
     if not symmetric and zero_point is None:
         raise ValueError("zero_point: expected a zero point with symmetric=False and a given scale, got None")
-    scale = _parameter(scale, "scale", "float32", shape, x)
-    if zero_point is not None:
-        zero_point = _parameter(zero_point, "zero_point", "int32", shape, x)
-    if on_cuda(x):
-        return scale, zero_point
-    bits = scale.view(native_dtype("int32", scale))
+    for value, name, dtype in ((scale, "scale", "float32"), (zero_point, "zero_point", "int32")):
+        if value is None:
+            continue
+        if is_number(value, dtype):
+            raise ValueError(f"{name}: expected shape {shape}, got the number {value!r}")
+        kind_of(x=x, **{name: value})
+        check_dtype(value, name, dtype)
+        check_shape(value, name, shape)
+
+
+def _check_values(scale: Array, zero_point: Array | None) -> None:
+    bits = contiguous(scale).view(native_dtype("int32", scale))
     # On the bits, because the caller may flush denormals: 1 / 2^-128 is Inf, the next reciprocal is finite.
     if not ((bits > 0x00200000) & (bits < 0x7F800000)).all():
         raise ValueError("scale: expected positive finite values with finite reciprocals, got others")
     if zero_point is not None and not ((zero_point >= -128) & (zero_point <= 127)).all():
         raise ValueError("zero_point: expected values in [-128, 127], got others")
-    return scale, zero_point
 
 
-def _parameter(value: Any, name: str, dtype: str, shape: tuple[int, ...], x: Array) -> Array:
-    """A contiguous copy of a scale or zero_point array; Python and NumPy numbers serve where shape is ()."""
-    if is_number(value, dtype):
-        if shape:
-            raise ValueError(f"{name}: expected shape {shape}, got the number {value!r}")
-        array = empty((), dtype, x)
-        with on_device_of(array):
-            array[()] = value
-        return array
-    kind_of(x=x, **{name: value})
-    check_dtype(value, name, dtype)
-    check_shape(value, name, shape)
-    return copy_contiguous(value)
-
-
-def _outs(
-    x: Array,
-    scale_shape: tuple[int, ...],
-    symmetric: bool,
-    out: Array | tuple[Array, ...] | None,
-    inputs: dict[str, Any],
-) -> Quantized | None:
-    if out is None:
-        return None
+def _outs(out: Any, symmetric: bool) -> list[Out]:
+    """`out` of quantize: data, (data, scale) or (data, scale, zero_point)."""
     if is_array(out):
-        check_out(out, "out", x, x.shape, "int8", inputs)
-        return Quantized(out, None, None)
-    wanted = 2 if symmetric else 3
-    if not isinstance(out, (tuple, list)) or not wanted <= len(out) <= 3:
-        got = f"{len(out)} arrays" if isinstance(out, (tuple, list)) else type(out).__name__
-        raise TypeError(
-            f"out: expected data or (data, scale{'' if symmetric else ', zero_point'}), got {got}"
-        )
-    outs = Quantized(*out)
-    if symmetric and outs.zero_point is not None:
-        raise ValueError("out: expected no zero_point with symmetric=True, got one")
-    check_out(outs.data, "out[0]", x, x.shape, "int8", inputs)
-    check_out(outs.scale, "out[1]", x, scale_shape, "float32", {**inputs, "out[0]": outs.data})
-    if not symmetric:
-        others = {**inputs, "out[0]": outs.data, "out[1]": outs.scale}
-        check_out(outs.zero_point, "out[2]", x, scale_shape, "int32", others)
-    return outs
-
-
-def _store(outs: Quantized | None, found: Quantized) -> Quantized:
-    if outs is None:
-        return found
-    store(outs.data, found.data)
-    if outs.scale is None:
-        return Quantized(outs.data, found.scale, found.zero_point)
-    store(outs.scale, found.scale)
-    if found.zero_point is not None:
-        store(outs.zero_point, found.zero_point)
-    return outs
+        return [("out", out), None, None]
+    if symmetric and isinstance(out, (tuple, list)) and len(out) == 3:
+        if out[2] is not None:
+            raise ValueError("out: expected no zero_point with symmetric=True, got one")
+        out = out[:2]
+    names = ("data", "scale", "" if symmetric else "zero_point")
+    return outs_of(out, names, f"data or (data, scale{'' if symmetric else ', zero_point'})")
 
 
 def dequantize(
@@ -327,68 +278,58 @@ def dequantize(
     out: array of data's shape and that dtype to fill; rows that are not contiguous or don't collapse cost a
         temporary.
     """
-    if type(data) is not np.ndarray and needs_dispatcher(data, scale, zero_point):
-        from .. import torch_ops
-
-        return torch_ops.dequantize(
-            data, scale, zero_point, dtype=dtype, **({} if out is None else {"out": out})
-        )
-    return _dequantize(data, scale, zero_point, dtype, out)
+    scale, zero_point = number_as_array(scale, "float32", data), number_as_array(zero_point, "int32", data)
+    name = as_dtype_name(dtype, "dtype", FLOATS)
+    return DEQUANTIZE(data, scale, zero_point, name, out=None if out is None else [("out", out)])
 
 
-def _dequantize(
-    data: Array,
-    scale: Array,
-    zero_point: Array | None = None,
-    dtype: Any = "float32",
-    out: Array | None = None,
-) -> Array:
-    """dequantize, without torch's dispatcher."""
+def _plan_dequantize(
+    data: Array, scale: Array, zero_point: Array | None = None, dtype: Any = "float32"
+) -> Plan:
     kind_of(data=data)
-    if is_number(scale, "float32"):
-        scale = _parameter(scale, "scale", "float32", (), data)
-    if is_number(zero_point, "int32"):
-        zero_point = _parameter(zero_point, "zero_point", "int32", (), data)
     kind_of(scale=scale)
-    kind_of(data=data, scale=scale, zero_point=zero_point)
+    inputs = {"data": data, "scale": scale, "zero_point": zero_point}
+    kind_of(**inputs)
     check_dtype(data, "data", "int8")
     check_dtype(scale, "scale", "float32")
     name = as_dtype_name(dtype, "dtype", FLOATS)
-    groups, group_size = _groups_of(tuple(data.shape), tuple(scale.shape))
+    shape, scale_shape = tuple(data.shape), tuple(scale.shape)
+    groups, group_size = _groups_of(shape, scale_shape)
     if zero_point is not None:
         check_dtype(zero_point, "zero_point", "int32")
-        check_shape(zero_point, "zero_point", tuple(scale.shape))
-        zero_point = contiguous(zero_point)
-    if out is not None:
-        inputs = {"data": data, "scale": scale, "zero_point": zero_point}
-        check_out(out, "out", data, data.shape, name, inputs)
-    engine = native_for(data, "quantize")
-    if engine is None:
-        result = reference_for(data, "quantize").dequantize(data, scale, zero_point, name)
-        return store(out, result) if out is not None else result
+        check_shape(zero_point, "zero_point", scale_shape)
 
-    rows, cols, row_stride, col_stride, base = as_rows(data)
-    if out is None:
-        result, result_stride = empty(tuple(data.shape), name, data), cols
-    else:
-        result_stride, result = writable_rows(out, name)
-    scale = contiguous(scale)
-    engine.kernels.dequantize(
-        pointer(base),
-        rows,
-        groups,
-        group_size,
-        row_stride,
-        col_stride,
-        pointer(scale),
-        0 if zero_point is None else pointer(zero_point),
-        not scale.shape,
-        pointer(result),
-        DTYPE_CODES[name],
-        result_stride,
-        *engine.where,
-    )
-    return store(out, result) if out is not None else result
+    def native(engine: Engine, result: Array) -> None:
+        kernels, where = engine
+        view, _base = int_rows(kernels, data)
+        scales = contiguous(scale)
+        offsets = None if zero_point is None else contiguous(zero_point)
+        kernels.dequantize(
+            view,
+            scales=kernels.Scales(
+                pointer(scales),
+                zero_point=0 if offsets is None else pointer(offsets),
+                groups=groups,
+                group_size=group_size,
+                per_tensor=not scale_shape,
+            ),
+            out=pointer(result),
+            out_dtype=DTYPE_CODES[name],
+            out_row_stride=row_stride(result),
+            where=where,
+        )
+
+    def reference(module: Any) -> Any:
+        return module.dequantize(data, scale, zero_point, name)
+
+    return Plan(data, inputs, ((shape, name, "rows"),), native, reference)
+
+
+DEQUANTIZE = Op(
+    "dequantize(Tensor data, Tensor scale, Tensor? zero_point=None, *, ScalarType dtype=float) -> Tensor",
+    _plan_dequantize,
+    "quantize",
+)
 
 
 def _groups_of(shape: tuple[int, ...], scale_shape: tuple[int, ...]) -> tuple[int, int]:

@@ -23,7 +23,7 @@ class Selection(NamedTuple):
     units: tuple[int, int]
 
 
-def _selection(
+def selection(
     threshold: float | None, ratio: float | None, sparsity: float | None, pattern: str, nonfinite: str
 ) -> Selection:
     if nonfinite not in ("keep", "raise"):
@@ -44,23 +44,23 @@ def _selection(
         raise ValueError(
             f"expected exactly one of threshold, ratio and sparsity, got {' and '.join(names) or 'none'}"
         )
-    if threshold is not None and math.isnan(threshold := _number(threshold, "threshold")):
+    if threshold is not None and math.isnan(threshold := number(threshold, "threshold")):
         raise ValueError("threshold: expected a number, got nan")
-    if ratio is not None and not 0 <= (ratio := _number(ratio, "ratio")) < 2.0**127:
+    if ratio is not None and not 0 <= (ratio := number(ratio, "ratio")) < 2.0**127:
         raise ValueError(f"ratio: expected a finite float32 >= 0, got {ratio!r}")
-    if sparsity is not None and not 0 <= (sparsity := _number(sparsity, "sparsity")) <= 1:
+    if sparsity is not None and not 0 <= (sparsity := number(sparsity, "sparsity")) <= 1:
         raise ValueError(f"sparsity: expected a number in [0, 1], got {sparsity!r}")
     return Selection(threshold, ratio, sparsity, pattern, (numbers[0], numbers[1]) if numbers else (0, 0))
 
 
-def _number(value: object, name: str) -> float:
+def number(value: object, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
     return float(value)
 
 
-def _check_units(w: Array, name: str, chosen: Selection) -> None:
-    rows, cols = _shape_2d(w)
+def check_units(w: Array, name: str, chosen: Selection) -> None:
+    rows, cols = shape_2d(w)
     if ":" in chosen.pattern:
         if not w.ndim or cols % chosen.units[1]:
             raise ValueError(
@@ -74,7 +74,7 @@ def _check_units(w: Array, name: str, chosen: Selection) -> None:
         )
 
 
-def _f32_bits(value: float) -> int:
+def f32_bits(value: float) -> int:
     """The bits of value >= 0 as float32; in integers where that is a denormal, which a caller may flush."""
     if value < 2.0**-126:
         return round(value * 2.0**149)
@@ -82,15 +82,15 @@ def _f32_bits(value: float) -> int:
         return int(np.float32(value).view(np.uint32))
 
 
-def _from_bits(bits: int) -> float:
+def from_bits(bits: int) -> float:
     """The float32 of these bits."""
     return bits * 2.0**-149 if bits < 0x00800000 else float(np.uint32(bits).view(np.float32))
 
 
-def _shape_2d(w: Array) -> tuple[int, int]:
+def shape_2d(w: Array) -> tuple[int, int]:
     return math.prod(w.shape[:-1]), w.shape[-1] if w.ndim else 1
 
 
-def _unit_shape(w: Array, chosen: Selection) -> tuple[int, int]:
-    rows, cols = _shape_2d(w)
+def unit_shape(w: Array, chosen: Selection) -> tuple[int, int]:
+    rows, cols = shape_2d(w)
     return {"row": (1, cols), "column": (rows, 1)}.get(chosen.pattern, chosen.units)

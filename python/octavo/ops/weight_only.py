@@ -1,42 +1,44 @@
-"""weight_only_linear: what it checks, allocates and calls."""
+"""weight_only_linear."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from ..runtime import backends
 from ..runtime.arrays import (
-    DTYPE_CODES,
     FLOAT_CODES,
     FLOATS,
     Array,
     as_dtype_name,
-    as_rows,
     check_dtype,
-    check_out,
     check_shape,
     contiguous,
-    empty,
     float_code,
     kind_of,
-    needs_dispatcher,
-    on_cuda,
     plain_address,
     pointer,
-    store,
-    writable_rows,
 )
 from ..runtime.backends import _core
-from ..runtime.routing import native_for, reference_for
-from .linear import _ACTIVATION_NAMES, ACTIVATIONS, _check_epilogue, _operand, as_operand
-from .pack import PackedWeight, unpack_buffer
+from ..runtime.routing import Engine, float_rows
+from .op import Op, Out, Plan
+from .operand import (
+    ACTIVATIONS,
+    FLOAT_OUT,
+    Operand,
+    check_epilogue,
+    check_operand,
+    operand_of,
+    target_of,
+    unpacked,
+)
+from .pack import PackedWeight
 from .quantize import Quantized
 
 GROUP_MULTIPLE = 4  # terms that stand beside each other in a packed weight
-OUT_DTYPES = ("float32", "float16", "bfloat16")
 
 
 def weight_only_linear(
@@ -74,98 +76,81 @@ def weight_only_linear(
     scale = scale if weight_scale is None else weight_scale
     if scale is None:
         raise ValueError("weight_scale: expected scales for a weight without its own, got None")
-    if type(x) is not np.ndarray and needs_dispatcher(x, data, scale, bias):
-        from .. import torch_ops
+    name = None if out_dtype is None else as_dtype_name(out_dtype, "out_dtype", FLOAT_OUT)
+    return WEIGHT_ONLY_LINEAR(
+        x, data, scale, bias, activation, name, out=None if out is None else [("out", out)]
+    )
 
-        return torch_ops.weight_only_linear(x, data, scale, bias, activation, out_dtype, out)
-    return _weight_only_linear(x, data, scale, bias, activation, out_dtype, out)
 
-
-def _weight_only_linear(
+def _plan(
     x: Array,
     weight: Array,
     weight_scale: Array,
     bias: Array | None = None,
     activation: str | None = None,
     out_dtype: Any = None,
-    out: Array | None = None,
-) -> Array:
-    """weight_only_linear, without torch's dispatcher; weight: a packed buffer or int8 [N, K]."""
-    if out_dtype is None and out is None and backends.native:
-        tiny = _tiny_weight_only_linear(x, weight, weight_scale, bias, activation)
-        if tiny is not None:
-            return tiny
+) -> Plan:
     inputs = {"x": x, "weight": weight, "weight_scale": weight_scale, "bias": bias}
     kind_of(**inputs)
     code = float_code(x, "x")
     check_dtype(weight_scale, "weight_scale", "float32")
-    n, k, weight, _ = _operand(weight, weight_scale[..., :1] if on_cuda(weight) else None, x)
+    per_row = weight_scale[..., 0] if weight_scale.ndim == 2 and weight_scale.shape[1] else weight_scale
+    n, k, weight, _, known = operand_of(weight, per_row, x)
+    operand = Operand(n, k, weight, weight_scale, known)
     groups = check_groups(weight_scale, n, k)
     if not x.ndim or x.shape[-1] != k:
         raise ValueError(f"x: expected shape (..., {k}) for a weight of shape {(n, k)}, got {tuple(x.shape)}")
-    name = FLOATS[code % 3] if out_dtype is None else as_dtype_name(out_dtype, "out_dtype", OUT_DTYPES)
-    activation_code, bias_code = _check_epilogue(n, weight_scale, bias, activation, name)
-    shape = (*x.shape[:-1], n)
-    if out is not None:
-        check_out(out, "out", x, shape, name, inputs)
-    engine = native_for(x, "weight_only")
-    scale = contiguous(weight_scale)
-    if engine is None:
-        plain = unpack_buffer(weight, n, k) if weight.ndim == 1 else weight
-        result = reference_for(x, "weight_only").weight_only_linear(
-            x, plain, scale.reshape(n, groups), bias, activation, name
-        )
-        return result if out is None else store(out, result)
-    rows, cols, row_stride, col_stride, base = as_rows(x)
-    buffer = as_operand(weight)
-    bias = None if bias is None else contiguous(bias)
-    stride, result = (n, empty(shape, name, x)) if out is None else writable_rows(out, name)
-    engine.kernels.weight_only_linear(
-        pointer(base),
-        code,
-        rows,
-        n,
-        cols,
-        row_stride,
-        col_stride,
-        pointer(buffer),
-        buffer.nbytes,
-        pointer(scale),
-        groups,
-        0 if bias is None else pointer(bias),
-        bias_code,
-        activation_code,
-        pointer(result),
-        DTYPE_CODES[name],
-        stride,
-        *engine.where,
-    )
-    return result if out is None else store(out, result)
+    name = FLOATS[code % 3] if out_dtype is None else as_dtype_name(out_dtype, "out_dtype", FLOAT_OUT)
+    check_epilogue(operand, bias, activation, name)
+
+    def check() -> None:
+        check_operand(operand._replace(scale=per_row), x)
+
+    def native(engine: Engine, result: Array) -> None:
+        kernels, where = engine
+        view, _base = float_rows(kernels, x)
+        target, _alive = target_of(kernels, operand, bias, activation, result, scaled=False)
+        scale = contiguous(weight_scale)
+        kernels.weight_only_linear(view, target=target, scale=pointer(scale), groups=groups, where=where)
+
+    def reference(module: Any) -> Any:
+        scale = contiguous(weight_scale).reshape(n, groups)
+        return module.weight_only_linear(x, unpacked(operand), scale, bias, activation, name)
+
+    return Plan(x, inputs, (((*x.shape[:-1], n), name, "rows"),), native, reference, check)
 
 
-def _tiny_weight_only_linear(
-    x: Array, weight: Array, weight_scale: Array, bias: Array | None, activation: str | None
+def _tiny(
+    x: Array,
+    weight: Array,
+    weight_scale: Array,
+    bias: Array | None = None,
+    activation: str | None = None,
+    out_dtype: Any = None,
+    *,
+    out: Sequence[Out] | None = None,
 ) -> Array | None:
-    """What _weight_only_linear does for contiguous arrays of the usual dtypes and a packed buffer, or None
-    where anything else comes.
+    """What the plan does for contiguous arrays of the usual dtypes and a packed buffer on the CPU; None where
+    anything else comes.
 
-    It repeats the checks of _weight_only_linear without its function calls, which cost more than a tiny
-    product.
+    It repeats the checks of the plan without its function calls, which cost more than a tiny product.
     """
+    if out_dtype is not None or out is not None:
+        return None
     x_address, address = plain_address(x, weight), plain_address(weight, weight)
     scale_address = plain_address(weight_scale, weight)
     if not (x_address and address and scale_address) or weight.ndim != 1 or weight.itemsize != 1:
         return None
-    n, k = _core.packed_shape(address, weight.shape[0])
+    n, k = _core.packed_shape(address, nbytes=weight.shape[0])
     code, shape, scale_shape = FLOAT_CODES.get(x.dtype, 3), x.shape, weight_scale.shape
     if code == 3 or not shape or shape[-1] != k or FLOAT_CODES.get(weight_scale.dtype) != 0:
         return None
-    if len(scale_shape) != 2 or scale_shape[0] != n:
+    if len(scale_shape) != 2 or scale_shape[0] != n or address % 64:
         return None
     groups = scale_shape[1]
     if groups != 1 and (not groups or k % (GROUP_MULTIPLE * groups)):
         return None
-    if activation is not None and activation not in _ACTIVATION_NAMES:
+    if activation not in ACTIVATIONS:
         return None
     bias_address = bias_code = 0
     if bias is not None:
@@ -175,27 +160,33 @@ def _tiny_weight_only_linear(
             return None
     lead = shape[:-1]
     result: Array = np.empty((*lead, n), x.dtype) if type(x) is np.ndarray else x.new_empty(*lead, n)
+    target = _core.Target(
+        _core.Weight(address, nbytes=weight.shape[0], n=n, k=k),
+        scale=0,
+        bias=bias_address,
+        bias_dtype=bias_code,
+        activation=ACTIVATIONS[activation],
+        out=pointer(result),
+        out_dtype=code,
+        out_row_stride=n,
+    )
     _core.weight_only_linear(
-        x_address,
-        code,
-        math.prod(lead),
-        n,
-        k,
-        k,
-        1,
-        address,
-        weight.shape[0],
-        scale_address,
-        groups,
-        bias_address,
-        bias_code,
-        ACTIVATIONS[activation],
-        pointer(result),
-        code,
-        n,
-        backends.get_num_threads(),
+        _core.FloatRows(x_address, dtype=code, rows=math.prod(lead), cols=k, row_stride=k, col_stride=1),
+        target=target,
+        scale=scale_address,
+        groups=groups,
+        where=backends.get_num_threads(),
     )
     return result
+
+
+WEIGHT_ONLY_LINEAR = Op(
+    "weight_only_linear(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias=None, *, "
+    "str? activation=None, ScalarType? out_dtype=None) -> Tensor",
+    _plan,
+    "weight_only",
+    tiny=_tiny,
+)
 
 
 def check_groups(weight_scale: Array, n: int, k: int) -> int:

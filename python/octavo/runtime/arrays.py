@@ -184,6 +184,16 @@ def native_dtype(name: str, like: Array) -> Any:
     return _torch_names[name] if is_torch(like) else _numpy_dtypes.get(name) or _numpy_bfloat16()
 
 
+def number_as_array(value: Any, dtype: str, like: Array) -> Any:
+    """A Python or NumPy number as an array of shape () like another; anything else as it is."""
+    if not is_number(value, dtype) or not is_array(like):
+        return value
+    array = empty((), dtype, like)
+    with on_device_of(array):
+        array[()] = value
+    return array
+
+
 # ---- memory ----
 
 
@@ -196,6 +206,16 @@ def empty(shape: tuple[int, ...], dtype: str, like: Array) -> Array:
         return like.new_empty(shape) if like.dtype is wanted else like.new_empty(shape, dtype=wanted)
     with like.device:
         return sys.modules["cupy"].empty(shape, native_dtype(dtype, like))
+
+
+def empty_channels_last(shape: tuple[int, ...], dtype: str, like: Array) -> Array:
+    """A new array [B, C, H, W], channels innermost. No view in torch: autograd wants none of an operator."""
+    if isinstance(like, np.ndarray):
+        b, c, h, w = shape
+        return empty((b, h, w, c), dtype, like).transpose(0, 3, 1, 2)
+    torch = sys.modules["torch"]
+    wanted = native_dtype(dtype, like)
+    return torch.empty(shape, dtype=wanted, device=like.device, memory_format=torch.channels_last)
 
 
 def pointer(x: Array) -> int:
@@ -255,6 +275,20 @@ def plain_address(x: Array, like: Array) -> int:
 def contiguous(x: Array) -> Array:
     """x, or a C-contiguous and aligned copy where x is not."""
     return x if is_plain(x) else copy_contiguous(x)
+
+
+def as_float32(parameter: Array | None) -> Array | None:
+    """A parameter in float32, contiguous."""
+    if parameter is None:
+        return None
+    wanted = native_dtype("float32", parameter)
+    if parameter.dtype != wanted:
+        if isinstance(parameter, np.ndarray):
+            with np.errstate(over="ignore"):
+                return parameter.astype(wanted, order="C")
+        with on_device_of(parameter):
+            parameter = parameter.detach().to(wanted) if is_torch(parameter) else parameter.astype(wanted)
+    return contiguous(parameter)
 
 
 def is_plain(x: Array) -> bool:
@@ -423,14 +457,33 @@ def writable(out: Array, dtype: str) -> Array:
     return out if is_plain(out) else empty(tuple(out.shape), dtype, out)
 
 
-def writable_rows(out: Array, dtype: str) -> tuple[int, Array]:
-    """(row stride, base): as writable(), but rows may lie apart as long as each one is contiguous."""
-    if isinstance(out, np.ndarray) and out.flags.num & _C_CONTIGUOUS_ALIGNED == _C_CONTIGUOUS_ALIGNED:
-        return out.shape[-1], out
+def writable_rows(out: Array, dtype: str) -> Array:
+    """As writable(), but rows may lie apart (row_stride) as long as each one is contiguous."""
+    if is_plain(out):
+        return out
     strides = _row_strides(out)
     if strides is not None and (strides[1] == 1 or out.shape[-1:] == (1,)):
-        return strides[0], out
-    return out.shape[-1], empty(tuple(out.shape), dtype, out)
+        return out
+    return empty(tuple(out.shape), dtype, out)
+
+
+def row_stride(x: Array) -> int:
+    """The elements from one row of x to the next; x is what writable_rows returns, or C-contiguous."""
+    if is_plain(x):
+        return x.shape[-1] if x.ndim else 1
+    strides = _row_strides(x)
+    assert strides is not None
+    return strides[0]
+
+
+def is_same_memory(a: Array, b: Array) -> bool:
+    """Whether the elements of two arrays are the same memory in the same order."""
+    if a is b or not is_array(a) or not is_array(b):
+        return a is b
+    if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
+        both = isinstance(a, np.ndarray) and isinstance(b, np.ndarray)
+        return both and bool(a.__array_interface__ == b.__array_interface__)
+    return bool(pointer(a) == pointer(b) and element_strides(a) == element_strides(b))
 
 
 def store(out: Array, result: Array) -> Array:

@@ -8,15 +8,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import backends
-from .arrays import Array, empty, is_torch, on_cuda, pointer
+from .arrays import Array, as_rows, dtype_name, empty, float_code, is_torch, on_cuda, pointer
 from .backends import _core
 
 
 class Engine(NamedTuple):
-    """Native kernels for an array: engine.kernels.quantize(..., *engine.where)."""
+    """Native kernels for an array: engine.kernels.quantize(..., where=engine.where)."""
 
     kernels: Any  # the module _core or _cuda
-    where: tuple[Any, ...]  # the last arguments of every kernel: how many threads, or where on which device
+    where: Any  # how many threads, or where on which device
 
 
 def native_for(x: Array, *families: str) -> Engine | None:
@@ -24,10 +24,34 @@ def native_for(x: Array, *families: str) -> Engine | None:
     if on_cuda(x):
         if why_reference_for(x, *families):
             return None
-        return Engine(backends.cuda()[0], (_where(x),))
+        return Engine(backends.cuda()[0], _where(x))
     if backends.native and (isinstance(x, np.ndarray) or x.is_cpu):
-        return Engine(_core, (backends.get_num_threads(),))
+        return Engine(_core, backends.get_num_threads())
     return None
+
+
+def float_rows(kernels: Any, x: Array) -> tuple[Any, Array]:
+    """x as a record of its kernels, FloatRows, and the array whose memory that is: to be kept meanwhile."""
+    rows, cols, row_step, col_step, base = as_rows(x)
+    view = kernels.FloatRows(
+        pointer(base),
+        dtype=float_code(x, "x"),
+        rows=rows,
+        cols=cols,
+        row_stride=row_step,
+        col_stride=col_step,
+    )
+    return view, base
+
+
+def int_rows(kernels: Any, x: Array) -> tuple[Any, Array]:
+    """The same for int8 or uint8: IntRows."""
+    rows, cols, row_step, col_step, base = as_rows(x)
+    signed = dtype_name(x.dtype) == "int8"
+    view = kernels.IntRows(
+        pointer(base), signed=signed, rows=rows, cols=cols, row_stride=row_step, col_stride=col_step
+    )
+    return view, base
 
 
 def reference_for(x: Array, *families: str) -> Any:

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import ops
-from ..ops.quantize import raise_nonfinite
-from .conv import _int8_conv2d_fake, int8_conv2d_op
-from .define import _define
-from .linear import _int8_linear_fake, int8_linear_op
+from ..ops.conv import INT8_CONV2D
+from ..ops.linear import INT8_LINEAR
+from ..ops.quantize import QUANTIZE, raise_nonfinite
+from .conv import int8_conv2d_op
+from .define import define, fake
+from .linear import int8_linear_op
 from .quantize import dequantize_op, quantize_op
 
 
@@ -26,8 +27,13 @@ def _quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
     """(data, scale) of a weight, one scale per output. ValueError for NaN and Inf: as 0 and the largest value
     they would hide that training has diverged."""
     raise_nonfinite(weight, "weight")
-    data, scale, _ = ops._quantize(weight.flatten(1))
+    data, scale, _ = QUANTIZE.run(weight.flatten(1))
     return data.reshape(weight.shape), scale
+
+
+def _quantized_fake(weight: Tensor) -> tuple[Tensor, Tensor]:
+    scale = weight.new_empty(weight.shape[0], dtype=torch.float32)
+    return weight.new_empty(weight.shape, dtype=torch.int8), scale
 
 
 def _fake_quantized(t: Tensor, dtype: torch.dtype, symmetric: bool = True) -> Tensor:
@@ -59,7 +65,10 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, symmetric:
 
 
 def _linear_fake(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, symmetric: bool = True) -> Tensor:
-    return _int8_linear_fake(x, weight, weight.new_empty(weight.shape[0]), bias)
+    data, scale = _quantized_fake(weight)
+    return fake(INT8_LINEAR)(  # type: ignore[no-any-return]
+        x, data, scale, bias, symmetric=symmetric
+    )
 
 
 def _linear_setup(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: Any, output: Tensor) -> None:
@@ -83,7 +92,7 @@ def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return grad_x, grad_weight, grad_bias
 
 
-fake_quantized_linear = _define(
+fake_quantized_linear_op = define(
     "fake_quantized_linear(Tensor x, Tensor weight, Tensor? bias=None, *, bool symmetric=True) -> Tensor",
     _linear_fake,
     _linear,
@@ -120,9 +129,11 @@ def _conv2d_fake(
     dilation: Sequence[int] = (1, 1),
     groups: int = 1,
 ) -> Tensor:
-    data, scale = weight.new_empty(weight.shape, dtype=torch.int8), weight.new_empty(weight.shape[0])
+    data, scale = _quantized_fake(weight)
     top, left = padding
-    return _int8_conv2d_fake(x, data, scale, bias, stride, (top, top, left, left), dilation, groups)
+    return fake(INT8_CONV2D)(  # type: ignore[no-any-return]
+        x, data, scale, bias, stride, (top, top, left, left), dilation, groups
+    )
 
 
 def _conv2d_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -150,7 +161,7 @@ def _conv2d_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     )
 
 
-fake_quantized_conv2d = _define(
+fake_quantized_conv2d_op = define(
     "fake_quantized_conv2d(Tensor x, Tensor weight, Tensor? bias=None, SymInt[2] stride=1, "
     "SymInt[2] padding=0, SymInt[2] dilation=1, SymInt groups=1) -> Tensor",
     _conv2d_fake,

@@ -1,4 +1,4 @@
-"""torch.ops.octavo.weight_only_linear."""
+"""torch.ops.octavo.weight_only_linear, with its gradient."""
 
 from __future__ import annotations
 
@@ -7,40 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import ops
-from ..ops.weight_only import OUT_DTYPES, check_groups
-from .define import _check_kinds, _define, _dtype, _fill
-from .linear import _ACTIVATION_BACKWARD, _linear_fake, unpack_weight
-
-
-def _fake(
-    x: Tensor,
-    weight: Tensor,
-    weight_scale: Tensor,
-    bias: Tensor | None = None,
-    *,
-    activation: str | None = None,
-    out_dtype: torch.dtype | None = None,
-) -> Tensor:
-    if out_dtype is None:
-        out_dtype = torch.float32 if x.dtype == torch.float64 else x.dtype
-    n = weight_scale.shape[0]
-    y = _linear_fake(x, weight, weight_scale.reshape(n, -1)[:, 0], bias, activation, out_dtype)
-    check_groups(weight_scale, n, x.shape[-1])
-    return y
-
-
-def _kernel(
-    x: Tensor,
-    weight: Tensor,
-    weight_scale: Tensor,
-    bias: Tensor | None = None,
-    *,
-    activation: str | None = None,
-    out_dtype: torch.dtype | None = None,
-) -> Tensor:
-    result: Tensor = ops._weight_only_linear(x, weight, weight_scale, bias, activation, out_dtype)
-    return result
+from ..ops.weight_only import WEIGHT_ONLY_LINEAR
+from .define import register
+from .linear import ACTIVATION_BACKWARD
+from .pack import unpack_weight_op
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: Any, output: Tensor) -> None:
@@ -57,12 +27,12 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     grad = grad.to(torch.float32)
     if ctx.activation is not None:
         y = weight_only_linear_op(x, weight, weight_scale, bias, out_dtype=torch.float32)
-        grad = _ACTIVATION_BACKWARD[ctx.activation](grad, y)
+        grad = ACTIVATION_BACKWARD[ctx.activation](grad, y)
     grad = grad.reshape(x.shape[:-1].numel(), n)
     rows = x.reshape(grad.shape[0], k)
     grad_x = grad_scale = grad_bias = None
     if needs_x or needs_scale:
-        q = (unpack_weight(weight, n, k) if weight.dim() == 1 else weight).to(torch.float32)
+        q = (unpack_weight_op(weight, n, k) if weight.dim() == 1 else weight).to(torch.float32)
         q = q.reshape(n, weight_scale.numel() // n if n else 1, -1)
     if needs_x:
         w = (q * weight_scale.reshape(n, -1, 1)).reshape(n, k)
@@ -75,29 +45,4 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return grad_x, None, grad_scale, grad_bias
 
 
-weight_only_linear_op = _define(
-    "weight_only_linear(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias=None, *, "
-    "str? activation=None, ScalarType? out_dtype=None) -> Tensor",
-    _fake,
-    _kernel,
-    _setup,
-    _backward,
-)
-
-
-def weight_only_linear(
-    x: Tensor,
-    weight: Tensor,
-    weight_scale: Tensor,
-    bias: Tensor | None,
-    activation: str | None,
-    out_dtype: Any,
-    out: Tensor | None,
-) -> Tensor:
-    inputs = {"x": x, "weight": weight, "weight_scale": weight_scale, "bias": bias}
-    _check_kinds(**inputs)
-    dtype = None if out_dtype is None else _dtype(out_dtype, "out_dtype", OUT_DTYPES)
-    result: Tensor = weight_only_linear_op(
-        x, weight, weight_scale, bias, activation=activation, out_dtype=dtype
-    )
-    return result if out is None else _fill(out, "out", result, **inputs)
+weight_only_linear_op = register(WEIGHT_ONLY_LINEAR, _setup, _backward)

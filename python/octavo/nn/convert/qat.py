@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
 
-from ... import ops
+from ...ops.quantize import quantize
 from ..configs import DEFAULT, Int8Dynamic
 from ..layers.conv import Int8Conv2d
 from ..layers.fake_quantized import FakeQuantizedConv2d, FakeQuantizedLinear
@@ -40,7 +40,7 @@ def prepare_qat_(
             continue
         try:
             with torch.no_grad():
-                ops.quantize(module.weight.detach(), nonfinite="raise")  # as convert_qat_ will
+                quantize(module.weight.detach(), nonfinite="raise")  # as convert_qat_ will
         except (TypeError, ValueError) as error:
             raise type(error)(f"model: layer {fqn!r}: {error}") from error
         chosen.append((module, fake))

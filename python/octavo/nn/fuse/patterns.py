@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.fx import Graph, Node
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from ... import torch_ops  # defines torch.ops.octavo
 from ...ops.norm import NORM_RESULTS
+from ...torch_ops.linear import int8_linear_op
 
 __all__ = ["Fusion", "fuse_graph"]
 
@@ -64,7 +64,7 @@ _SPELLINGS: dict[str, tuple[Any, ...]] = {
     "silu": (F.silu, _aten.silu.default, _aten.silu_.default),
     "layer_norm": (F.layer_norm, torch.layer_norm, _aten.layer_norm.default),
     "rms_norm": (F.rms_norm, torch.rms_norm, _aten.rms_norm.default),
-    "int8_linear": (torch_ops.int8_linear_op, _octavo.int8_linear),
+    "int8_linear": (int8_linear_op, _octavo.int8_linear),
     "attention": (F.scaled_dot_product_attention, _aten.scaled_dot_product_attention.default),
     "slice": (_aten.slice.Tensor,),
     "check": (_aten._assert_tensor_metadata.default,),

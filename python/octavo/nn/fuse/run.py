@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from ... import ops
-from ...ops.linear import ACTIVATIONS
+from ...ops.int_mm import SCALED_INT_MM
+from ...ops.linear import INT8_LINEAR, INT8_LINEARS
+from ...ops.norm import NORM_QUANTIZE
+from ...ops.operand import ACTIVATIONS
 from ...ops.pack import PackedWeight
 from ...runtime import backends
 from ...runtime.arrays import float_code, plain_address
@@ -84,7 +86,7 @@ def _goes_short(node: Node) -> bool:
 def _linear(
     x: Tensor, weight: PackedWeight, bias: Tensor | None, activation: str | None, symmetric: bool
 ) -> Tensor:
-    result: Tensor = ops._int8_linear(x, weight, None, bias, activation, symmetric=symmetric)
+    result: Tensor = INT8_LINEAR.run(x, weight, None, bias, activation, None, symmetric)
     return result
 
 
@@ -101,7 +103,10 @@ def _linears(
     activations: Sequence[str | None],
     symmetric: bool,
 ) -> list[Tensor]:
-    return ops._int8_linears(x, weights, None, biases, activations, symmetric=symmetric)
+    scales = [None] * len(weights)
+    return INT8_LINEARS.run(  # type: ignore[no-any-return]
+        x, weights, scales, biases, activations, None, symmetric
+    )
 
 
 def _linears_of(node: Node) -> tuple[Any, tuple[Any, ...]]:
@@ -121,32 +126,30 @@ def _product(
     out_dtype: torch.dtype,
 ) -> Tensor:
     """scaled_int_mm of what _norm has made: nothing of it needs a check."""
-    n, k, buffer, scale = weight.operands
+    n, k, _, scale = weight.operands
     bias_address = 0 if bias is None else plain_address(bias, a)
     if not backends.native or (bias is not None and not bias_address):
-        return ops._scaled_int_mm(a, a_scale, weight, None, bias, a_zero_point, activation, out_dtype)  # type: ignore[no-any-return]
+        more = None, bias, a_zero_point, activation, out_dtype
+        return SCALED_INT_MM.run(a, a_scale, weight, *more)  # type: ignore[no-any-return]
     y = a.new_empty((*a.shape[:-1], n), dtype=out_dtype)
     assert scale is not None
-    backends._core.scaled_int_mm(
-        a.data_ptr(),
-        True,
-        a_scale.numel(),
-        n,
-        k,
-        k,
-        1,
-        a_scale.data_ptr(),
-        0 if a_zero_point is None else a_zero_point.data_ptr(),
-        buffer.data_ptr(),
-        buffer.shape[0],
-        scale.data_ptr(),
-        bias_address,
-        0 if bias is None else float_code(bias, "bias"),
-        ACTIVATIONS[activation],
-        y.data_ptr(),
-        float_code(y, "out"),
-        n,
-        backends.get_num_threads(),
+    kernels = backends._core
+    target = kernels.Target(
+        weight.record or weight.make_record(),
+        scale=scale.data_ptr(),
+        bias=bias_address,
+        bias_dtype=0 if bias is None else float_code(bias, "bias"),
+        activation=ACTIVATIONS[activation],
+        out=y.data_ptr(),
+        out_dtype=float_code(y, "out"),
+        out_row_stride=n,
+    )
+    kernels.scaled_int_mm(
+        kernels.IntRows(a.data_ptr(), signed=True, rows=a_scale.numel(), cols=k, row_stride=k, col_stride=1),
+        a_scale=a_scale.data_ptr(),
+        a_zero_point=0 if a_zero_point is None else a_zero_point.data_ptr(),
+        target=target,
+        where=backends.get_num_threads(),
     )
     return y
 
@@ -171,30 +174,28 @@ def _norm(
     x_address = plain_address(x, x)
     added_address = 0 if residual is None else plain_address(residual, x)
     if not backends.native or not x_address or (residual is not None and not added_address):
-        return ops._norm_quantize(x, weight, bias, residual, eps, centered, symmetric, normed)
+        return tuple(NORM_QUANTIZE.run(x, weight, bias, residual, eps, centered, symmetric, normed))
     data, scale = x.new_empty(x.shape, dtype=torch.int8), x.new_empty(x.shape[:-1], dtype=torch.float32)
     zero_point = None if symmetric else torch.empty_like(scale, dtype=torch.int32)
     total = None if residual is None else torch.empty_like(x)
     y = torch.empty_like(x) if normed else None
     weight, bias = _float32(weight), _float32(bias)
+    code, cols = float_code(x, "x"), x.shape[-1]
     backends._core.norm_quantize(
-        x_address,
-        float_code(x, "x"),
-        scale.numel(),
-        x.shape[-1],
-        x.shape[-1],
-        1,
-        added_address,
-        0 if total is None else total.data_ptr(),
-        0 if weight is None else weight.data_ptr(),
-        0 if bias is None else bias.data_ptr(),
-        eps,
-        centered,
-        data.data_ptr(),
-        scale.data_ptr(),
-        0 if zero_point is None else zero_point.data_ptr(),
-        0 if y is None else y.data_ptr(),
-        backends.get_num_threads(),
+        backends._core.FloatRows(
+            x_address, dtype=code, rows=scale.numel(), cols=cols, row_stride=cols, col_stride=1
+        ),
+        residual=added_address,
+        sum=0 if total is None else total.data_ptr(),
+        weight=0 if weight is None else weight.data_ptr(),
+        bias=0 if bias is None else bias.data_ptr(),
+        eps=eps,
+        centered=centered,
+        data=data.data_ptr(),
+        scale=scale.data_ptr(),
+        zero_point=0 if zero_point is None else zero_point.data_ptr(),
+        normed=0 if y is None else y.data_ptr(),
+        where=backends.get_num_threads(),
     )
     return data, scale, zero_point, total, y
 

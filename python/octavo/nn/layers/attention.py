@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ... import ops
+from ...ops.linear import INT8_LINEARS
 from ...runtime.arrays import needs_dispatcher
 from ...torch_ops.linear import int8_linears_op
 from ..configs import DEFAULT, Config, Int8Dynamic, Int8WeightOnly, check_config
@@ -199,15 +199,14 @@ def _together(x: Tensor, layers: Sequence[nn.Module]) -> Sequence[Tensor]:
     symmetric = {layer.symmetric for layer in same}
     if len(same) < len(layers) or len(symmetric) > 1:
         return [layer(x) for layer in layers]
-    more: dict[str, Any] = {"symmetric": symmetric.pop()}
     weights, scales = [layer._stored for layer in same], [layer.weight_scale for layer in same]
     biases = [layer.bias for layer in same]
     results: Sequence[Tensor]
     if needs_dispatcher(x, *weights, *biases):
         given = [x.new_empty(0) if bias is None else bias for bias in biases]
-        results = int8_linears_op(x, weights, scales, given, [""] * len(same), **more)
+        results = int8_linears_op(x, weights, scales, given, [""] * len(same), symmetric=symmetric.pop())
     else:
-        results = ops._int8_linears(x, weights, scales, biases, [None] * len(same), **more)
+        results = INT8_LINEARS.run(x, weights, scales, biases, [None] * len(same), None, symmetric.pop())
     return results
 
 

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ... import ops
-from ...ops.conv import PackedConvWeight, Window, as_window, pack_conv, unpack_conv
-from ...ops.linear import ACTIVATIONS
+from ...ops.conv import INT8_CONV2D, Window, as_window
+from ...ops.conv_weight import PackedConvWeight, pack_conv, unpack_conv
+from ...ops.operand import ACTIVATIONS
+from ...ops.quantize import quantize
 from ...runtime.arrays import needs_dispatcher
-from ...torch_ops import conv as torch_convolution
+from ...torch_ops.conv import int8_conv2d_op
 from ..configs import DEFAULT, Config, check_config
 from .base import PackedModule
 
@@ -87,7 +88,7 @@ class Int8Conv2d(PackedModule):
             raise TypeError(f"conv: expected a torch.nn.Conv2d, got {type(conv).__name__}")
         with torch.no_grad():
             weight = conv.weight.detach()
-            data, scale, _ = ops.quantize(weight.flatten(1), nonfinite="raise")
+            data, scale, _ = quantize(weight.flatten(1), nonfinite="raise")
             new = cls(
                 conv.in_channels,
                 conv.out_channels,
@@ -129,7 +130,7 @@ class Int8Conv2d(PackedModule):
             x = functional.pad(x, (left, right, top, bottom), mode=self.padding_mode)
             window = Window(window.stride, (0, 0, 0, 0), window.dilation)
         if needs_dispatcher(x, stored, bias):
-            y: Tensor = torch_convolution.int8_conv2d_op(
+            y: Tensor = int8_conv2d_op(
                 x,
                 stored,
                 scale,
@@ -144,7 +145,8 @@ class Int8Conv2d(PackedModule):
         if checked is None or checked[0] is not stored or checked[1] is not scale:
             packed = PackedConvWeight(stored, scale.reshape(-1), self._shape, self.groups)
             checked = self._checked = (stored, scale, packed)
-        return ops._int8_conv2d(x, checked[2], bias, window, self.activation)  # type: ignore[no-any-return]
+        more = bias, *window, self.groups, self.kernel_size, self.activation
+        return INT8_CONV2D.run(x, checked[2], None, *more)  # type: ignore[no-any-return]
 
     def extra_repr(self) -> str:
         text = (

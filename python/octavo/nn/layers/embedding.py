@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ... import ops, torch_ops
-from ...ops.embedding import MODES
+from ...ops.embedding import INT8_EMBEDDING, INT8_EMBEDDING_BAG, MODES
+from ...ops.quantize import quantize
 from ...runtime.arrays import needs_dispatcher
+from ...torch_ops.embedding import int8_embedding_bag_op, int8_embedding_op
 from ..configs import DEFAULT, Config, check_config
 from .base import ScaledModule, why_changed
 
@@ -63,7 +64,7 @@ class _Int8Table(ScaledModule):
             raise ValueError(f"embedding: expected one that int8 can stand for, got {why}")
         weight = embedding.weight.detach()
         with torch.no_grad():
-            data, scale, _ = ops.quantize(weight, nonfinite="raise")
+            data, scale, _ = quantize(weight, nonfinite="raise")
             entries, dim = weight.shape
             new = cls(entries, dim, embedding.padding_idx, device="meta", **options)
             new.weight, new.weight_scale = data, scale.unsqueeze(-1)
@@ -119,9 +120,9 @@ class Int8Embedding(_Int8Table):
     def forward(self, indices: Tensor) -> Tensor:
         weight, scale, dtype = self.weight, self.weight_scale, self.dtype
         if needs_dispatcher(indices, weight):
-            y: Tensor = torch_ops.int8_embedding_op(indices, weight, scale, out_dtype=dtype)
+            y: Tensor = int8_embedding_op(indices, weight, scale, out_dtype=dtype)
             return y
-        return ops._int8_embedding(indices, weight, scale, dtype)  # type: ignore[no-any-return]
+        return INT8_EMBEDDING.run(indices, weight, scale, dtype)  # type: ignore[no-any-return]
 
 
 class Int8EmbeddingBag(_Int8Table):
@@ -174,9 +175,9 @@ class Int8EmbeddingBag(_Int8Table):
             self.padding_idx,
         )
         if needs_dispatcher(indices, weight, offsets, per_sample_weights):
-            y: Tensor = torch_ops.int8_embedding_bag_op(*arguments, out_dtype=dtype)
+            y: Tensor = int8_embedding_bag_op(*arguments, out_dtype=dtype)
             return y
-        return ops._int8_embedding_bag(*arguments, dtype)  # type: ignore[no-any-return]
+        return INT8_EMBEDDING_BAG.run(*arguments, dtype)  # type: ignore[no-any-return]
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, mode={self.mode!r}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ...torch_ops.qat import fake_quantized_conv2d, fake_quantized_linear
+from ...torch_ops.qat import fake_quantized_conv2d_op, fake_quantized_linear_op
 from ..configs import DEFAULT, Int8Dynamic
 
 
@@ -27,7 +27,7 @@ class FakeQuantizedLinear(nn.Linear):
     qat_config: Int8Dynamic = DEFAULT
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = fake_quantized_linear(x, self.weight, self.bias, symmetric=self.qat_config.symmetric)
+        y: Tensor = fake_quantized_linear_op(x, self.weight, self.bias, symmetric=self.qat_config.symmetric)
         return y
 
 
@@ -49,7 +49,7 @@ class FakeQuantizedConv2d(nn.Conv2d):
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
             x = nn.functional.pad(x, self._reversed_padding_repeated_twice, mode=mode)
             padding = (0, 0)
-        y: Tensor = fake_quantized_conv2d(
+        y: Tensor = fake_quantized_conv2d_op(
             x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups
         )
         return y

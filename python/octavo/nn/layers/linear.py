@@ -7,10 +7,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ... import ops, torch_ops
-from ...ops.linear import ACTIVATIONS, CUDA_ROW
-from ...ops.pack import PackedWeight, pack_buffer
+from ...ops.linear import INT8_LINEAR
+from ...ops.operand import ACTIVATIONS, CUDA_ROW
+from ...ops.pack import PackedWeight, pack_matrix
+from ...ops.quantize import quantize
+from ...ops.weight_only import WEIGHT_ONLY_LINEAR
 from ...runtime.arrays import needs_dispatcher, on_cuda
+from ...torch_ops.linear import int8_linear_op
+from ...torch_ops.pack import unpack_weight_op
+from ...torch_ops.weight_only import weight_only_linear_op
 from ..configs import DEFAULT, Int8Dynamic, Int8WeightOnly, check_config, check_flag
 from .base import PackedModule
 
@@ -74,7 +79,7 @@ class PackedLinear(PackedModule):
         return _stored_form(weight)
 
     def _unpacked(self, stored: Tensor) -> Tensor:
-        weight: Tensor = torch_ops.unpack_weight(stored, *self._shape)
+        weight: Tensor = unpack_weight_op(stored, *self._shape)
         return weight
 
     def extra_repr(self) -> str:
@@ -123,7 +128,7 @@ class Int8Linear(PackedLinear):
         if isinstance(config, Int8WeightOnly):
             return Int8WeightOnlyLinear.from_float(linear, config, activation=activation)
         check_linear(linear)
-        data, scale, _ = ops.quantize(linear.weight.detach(), nonfinite="raise")
+        data, scale, _ = quantize(linear.weight.detach(), nonfinite="raise")
         return cls._of(linear, data, scale, activation=activation, symmetric=config.symmetric)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -134,19 +139,19 @@ class Int8Linear(PackedLinear):
             self._parameters["bias"],
         )
         if needs_dispatcher(x, stored, bias):
-            y: Tensor = torch_ops.int8_linear_op(
+            y: Tensor = int8_linear_op(
                 x, stored, scale, bias, activation=self.activation, symmetric=self.symmetric
             )
             return y
         checked = self._checked
         if checked is None or checked[0] is not stored or checked[1] is not scale:
             if on_cuda(stored):  # no PackedWeight: to check a header would wait for the device
-                return ops._int8_linear(  # type: ignore[no-any-return]
-                    x, stored, scale, bias, self.activation, symmetric=self.symmetric
+                return INT8_LINEAR.run(  # type: ignore[no-any-return]
+                    x, stored, scale, bias, self.activation, None, self.symmetric
                 )
             checked = self._checked = (stored, scale, PackedWeight(stored, scale))
-        return ops._int8_linear(  # type: ignore[no-any-return]
-            x, checked[2], None, bias, self.activation, symmetric=self.symmetric
+        return INT8_LINEAR.run(  # type: ignore[no-any-return]
+            x, checked[2], None, bias, self.activation, None, self.symmetric
         )
 
     def extra_repr(self) -> str:
@@ -197,7 +202,7 @@ class Int8WeightOnlyLinear(PackedLinear):
             raise TypeError(f"config: expected an octavo.Int8WeightOnly, got {config!r}")
         check_linear(linear)
         size = config.group_size
-        data, scale, _ = ops.quantize(
+        data, scale, _ = quantize(
             linear.weight.detach(),
             granularity="row" if size is None else "group",
             group_size=size,
@@ -213,9 +218,9 @@ class Int8WeightOnlyLinear(PackedLinear):
             self._parameters["bias"],
         )
         if needs_dispatcher(x, stored, bias):
-            y: Tensor = torch_ops.weight_only_linear_op(x, stored, scale, bias, activation=self.activation)
+            y: Tensor = weight_only_linear_op(x, stored, scale, bias, activation=self.activation)
             return y
-        return ops._weight_only_linear(x, stored, scale, bias, self.activation)  # type: ignore[no-any-return]
+        return WEIGHT_ONLY_LINEAR.run(x, stored, scale, bias, self.activation)  # type: ignore[no-any-return]
 
     def extra_repr(self) -> str:
         text = super().extra_repr()
@@ -226,10 +231,7 @@ def _stored_form(weight: Tensor) -> Tensor:
     readable = weight.shape[1] % CUDA_ROW == 0  # by CUDA kernels, as it is
     if readable if on_cuda(weight) else weight.device.type != "cpu":
         return weight
-    if needs_dispatcher(weight):
-        packed: Tensor = torch_ops.pack_weight(weight)
-        return packed
-    return pack_buffer(weight, "auto")  # type: ignore[no-any-return]
+    return pack_matrix(weight, "auto")  # type: ignore[no-any-return]
 
 
 def check_linear(linear: object) -> None:

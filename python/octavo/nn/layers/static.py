@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ... import ops
-from ...ops.pack import MAX_K_UNSIGNED
+from ...ops.int_mm import SCALED_INT_MM
+from ...ops.layouts import MAX_K_UNSIGNED
+from ...ops.quantize import QUANTIZE, quantize
 from ...runtime.arrays import needs_dispatcher
 from ...torch_ops.linear import scaled_int_mm_op
 from ...torch_ops.quantize import quantize_op
@@ -72,13 +73,13 @@ class Int8StaticLinear(Int8Linear):
             )
         new.symmetric = config.symmetric
         ends = torch.tensor(input_range, dtype=torch.float32, device=linear.weight.device)
-        _, scale, zero_point = ops.quantize(ends, granularity="tensor", symmetric=config.symmetric)
+        _, scale, zero_point = quantize(ends, granularity="tensor", symmetric=config.symmetric)
         new.input_scale, new.input_zero_point = scale, zero_point
         return new
 
     def forward(self, x: Tensor) -> Tensor:
         traced = needs_dispatcher(x, self._stored, self.bias)
-        quantize, product = (quantize_op, scaled_int_mm_op) if traced else (ops._quantize, ops._scaled_int_mm)
+        quantize, product = (quantize_op, scaled_int_mm_op) if traced else (QUANTIZE.run, SCALED_INT_MM.run)
         scale, zero_point = self.input_scale, self.input_zero_point
         data = quantize(x, "tensor", None, zero_point is None, scale, zero_point)[0]
         y: Tensor = product(

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.prune import BasePruningMethod, PruningContainer
 
-from ... import ops
-from ...ops.selection import _check_units, _number, _selection, _shape_2d, _unit_shape
+from ...ops.prune import prune_mask
+from ...ops.selection import check_units, number, selection, shape_2d, unit_shape
 from ...runtime.arrays import float_code, kind_of
 
 
@@ -69,7 +69,7 @@ class L1Unstructured(_MagnitudeMethod):
         self.amount = _check_amount(amount)
 
     def _keep(self, t: Tensor, default_mask: Tensor, name: str) -> Tensor:
-        keep: Tensor = ops.prune_mask(t, sparsity=_share(self.amount, t.numel(), "elements"))
+        keep: Tensor = prune_mask(t, sparsity=_share(self.amount, t.numel(), "elements"))
         return keep
 
     @classmethod
@@ -94,11 +94,12 @@ class ThresholdUnstructured(_MagnitudeMethod):
     PRUNING_TYPE = "unstructured"
 
     def __init__(self, threshold: float) -> None:
-        number = _number(threshold, "threshold")
-        self.threshold = _selection(number, None, None, "unstructured", "keep").threshold
+        self.threshold = selection(
+            number(threshold, "threshold"), None, None, "unstructured", "keep"
+        ).threshold
 
     def _keep(self, t: Tensor, default_mask: Tensor, name: str) -> Tensor:
-        keep: Tensor = ops.prune_mask(t, threshold=self.threshold)
+        keep: Tensor = prune_mask(t, threshold=self.threshold)
         return keep
 
     @classmethod
@@ -119,11 +120,10 @@ class RatioUnstructured(_MagnitudeMethod):
     PRUNING_TYPE = "unstructured"
 
     def __init__(self, ratio: float) -> None:
-        number = _number(ratio, "ratio")
-        self.ratio = _selection(None, number, None, "unstructured", "keep").ratio
+        self.ratio = selection(None, number(ratio, "ratio"), None, "unstructured", "keep").ratio
 
     def _keep(self, t: Tensor, default_mask: Tensor, name: str) -> Tensor:
-        keep: Tensor = ops.prune_mask(t, ratio=self.ratio)
+        keep: Tensor = prune_mask(t, ratio=self.ratio)
         return keep
 
     @classmethod
@@ -151,12 +151,12 @@ class L1SemiStructured(_MagnitudeMethod):
     def __init__(self, pattern: str = "2:4") -> None:
         if not isinstance(pattern, str) or ":" not in pattern:
             raise ValueError(f"pattern: expected 'n:m', such as '2:4', got {pattern!r}")
-        self._chosen = _selection(None, None, None, pattern, "keep")
+        self._chosen = selection(None, None, None, pattern, "keep")
         self.pattern = pattern
 
     def _keep(self, t: Tensor, default_mask: Tensor, name: str) -> Tensor:
-        _check_units(t, name, self._chosen)
-        keep: Tensor = ops.prune_mask(t.where(default_mask != 0, 0.0), pattern=self.pattern)
+        check_units(t, name, self._chosen)
+        keep: Tensor = prune_mask(t.where(default_mask != 0, 0.0), pattern=self.pattern)
         return keep
 
     @classmethod
@@ -184,16 +184,16 @@ class L1Structured(_MagnitudeMethod):
         self.amount = _check_amount(amount)
         if not isinstance(pattern, str) or pattern == "unstructured" or ":" in pattern:
             raise ValueError(f"pattern: expected 'row', 'column' or 'block{{r}}x{{c}}', got {pattern!r}")
-        self._chosen = _selection(None, None, 0.0, pattern, "keep")
+        self._chosen = selection(None, None, 0.0, pattern, "keep")
         self.pattern = pattern
 
     def _keep(self, t: Tensor, default_mask: Tensor, name: str) -> Tensor:
-        _check_units(t, name, self._chosen)
+        check_units(t, name, self._chosen)
         live = default_mask != 0
         if not t.numel():
             _share(self.amount, 0, "units")
             return live
-        (rows, cols), (r, c) = _shape_2d(t), _unit_shape(t, self._chosen)
+        (rows, cols), (r, c) = shape_2d(t), unit_shape(t, self._chosen)
         grid = (rows // r, r, cols // c, c)
 
         def units(each: Tensor) -> Tensor:
@@ -202,7 +202,7 @@ class L1Structured(_MagnitudeMethod):
         # one row per unit: the same sums in the same order, and units that are gone can be left out
         keep = units(live).any(1)
         left = units(t.where(live, 0.0))[keep]
-        mask: Tensor = ops.prune_mask(left, sparsity=_share(self.amount, len(left), "units"), pattern="row")
+        mask: Tensor = prune_mask(left, sparsity=_share(self.amount, len(left), "units"), pattern="row")
         keep[keep.clone()] = mask[:, 0]
         return keep.reshape(grid[0], 1, grid[2], 1).expand(grid).reshape(t.shape)
 

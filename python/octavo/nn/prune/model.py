@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ... import ops
-from ...ops.selection import Selection, _check_units, _selection
+from ...ops.prune import prune_mask
+from ...ops.selection import Selection, check_units, selection
 from ...runtime.arrays import check_out, dtype_name, float_code, kind_of, needs_dispatcher
 
 
@@ -71,7 +71,7 @@ def prune_model_(
     """
     if scope not in ("global", "layer"):
         raise ValueError(f"scope: expected 'global' or 'layer', got {scope!r}")
-    chosen = _selection(threshold, ratio, sparsity, pattern, "keep")
+    chosen = selection(threshold, ratio, sparsity, pattern, "keep")
     together = scope == "global" and ":" not in pattern
     weights = _weights(model, filter_fn)
     if not weights:
@@ -89,7 +89,7 @@ def prune_model_(
     with torch.no_grad():
         now = [p.detach() if mask is None else p.where(mask, 0.0) for _, p, mask in weights]
         groups = [now] if together else [[each] for each in now]
-        masks = [mask for group in groups for mask in ops.prune_mask(group, **arguments)]
+        masks = [mask for group in groups for mask in prune_mask(group, **arguments)]
         del now, groups  # copies of what was masked before
         new = {}
         for (_, parameter, before), mask in zip(weights, masks, strict=True):
@@ -130,7 +130,7 @@ def _check_weight(weight: _Weight, chosen: Selection, first: _Weight) -> None:
     try:
         kind_of(weight=data)
         float_code(data, "weight")
-        _check_units(data, "weight", chosen)
+        check_units(data, "weight", chosen)
         if not needs_dispatcher(data):
             check_out(data, "weight", data, data.shape, dtype_name(data.dtype), {})
     except (TypeError, ValueError) as error:
