@@ -232,27 +232,53 @@ def _native_conv2d(
     buffer = pack_conv(weight.buffer, weight.groups) if weight.buffer.ndim == 4 else contiguous(weight.buffer)
     bias = None if bias is None else contiguous(bias)
     activation, bias_code = codes
-    top, _, left, _ = window.padding
-    engine.kernels.int8_conv2d(
+    kernels, where = engine
+    batch, channels, height, width = x.shape
+    batch_stride, channel_stride, row_stride, col_stride = element_strides(x)
+    image = kernels.Image(
         pointer(x),
-        float_code(x, "x"),
-        tuple(x.shape),
-        tuple(element_strides(x)),
-        (*weight.shape[2:], top, left),
-        (*window.stride, *window.dilation),
-        weight.groups // (1 if buffer.ndim == 2 else bundle_of(weight.shape, weight.groups)),
-        n,
+        dtype=float_code(x, "x"),
+        batch=batch,
+        channels=channels,
+        height=height,
+        width=width,
+        batch_stride=batch_stride,
+        channel_stride=channel_stride,
+        row_stride=row_stride,
+        col_stride=col_stride,
+    )
+    packed = kernels.ConvWeight(
         pointer(buffer),
-        buffer.nbytes,
-        pointer(weight.scale),
-        0 if bias is None else pointer(bias),
-        bias_code,
-        activation,
-        pointer(result),
-        DTYPE_CODES[name],
-        *size,
-        innermost,
-        *engine.where,
+        nbytes=buffer.nbytes,
+        n=n,
+        channels=channels,
+        kernel_h=weight.shape[2],
+        kernel_w=weight.shape[3],
+        groups=weight.groups // (1 if buffer.ndim == 2 else bundle_of(weight.shape, weight.groups)),
+    )
+    (stride_h, stride_w), (dilation_h, dilation_w) = window.stride, window.dilation
+    top, _, left, _ = window.padding
+    kernels.int8_conv2d(
+        image,
+        weight=packed,
+        window=kernels.Window(
+            stride_h=stride_h,
+            stride_w=stride_w,
+            dilation_h=dilation_h,
+            dilation_w=dilation_w,
+            pad_top=top,
+            pad_left=left,
+        ),
+        scale=pointer(weight.scale),
+        bias=0 if bias is None else pointer(bias),
+        bias_dtype=bias_code,
+        activation=activation,
+        out=pointer(result),
+        out_dtype=DTYPE_CODES[name],
+        out_height=size[0],
+        out_width=size[1],
+        channels_last=innermost,
+        where=where,
     )
     return result
 

@@ -76,17 +76,13 @@ def _int8_embedding(
         return result if out is None else store(out, result)
     plain, weight = contiguous(indices), contiguous(weight)
     result = empty(shape, name, weight) if out is None else writable(out, name)
-    outside = engine.kernels.embedding(
-        pointer(weight),
-        pointer(scale),
-        entries,
-        dim,
-        pointer(plain),
-        plain.itemsize == 8,
-        _count(plain),
-        pointer(result),
-        DTYPE_CODES[name],
-        *engine.where,
+    kernels, where = engine
+    outside = kernels.embedding(
+        kernels.Table(pointer(weight), scale=pointer(scale), entries=entries, dim=dim),
+        indices=kernels.Integers(pointer(plain), wide=plain.itemsize == 8, count=_count(plain)),
+        out=pointer(result),
+        out_dtype=DTYPE_CODES[name],
+        where=where,
     )
     if outside >= 0:
         _raise_outside(indices, outside, entries)
@@ -186,22 +182,18 @@ def _int8_embedding_bag(
         return result if out is None else store(out, result)
     plain, weight = contiguous(indices), contiguous(weight)
     result = empty((bags, dim), name, weight) if out is None else writable(out, name)
-    outside = engine.kernels.embedding_bag(
-        pointer(weight),
-        pointer(scale),
-        entries,
-        dim,
-        pointer(plain),
-        plain.itemsize == 8,
-        _count(plain),
-        pointer(ends),
-        bags,
-        0 if weights is None else pointer(weights),
-        padding,
-        MODES.index(mode),
-        pointer(result),
-        DTYPE_CODES[name],
-        *engine.where,
+    kernels, where = engine
+    outside = kernels.embedding_bag(
+        kernels.Table(pointer(weight), scale=pointer(scale), entries=entries, dim=dim),
+        indices=kernels.Integers(pointer(plain), wide=plain.itemsize == 8, count=_count(plain)),
+        ends=pointer(ends),
+        bags=bags,
+        weights=0 if weights is None else pointer(weights),
+        padding=padding,
+        mode=MODES.index(mode),
+        out=pointer(result),
+        out_dtype=DTYPE_CODES[name],
+        where=where,
     )
     if outside >= 0:
         _raise_outside(indices, outside, entries)

@@ -13,10 +13,10 @@ from .backends import _core
 
 
 class Engine(NamedTuple):
-    """Native kernels for an array: engine.kernels.quantize(..., *engine.where)."""
+    """Native kernels for an array: engine.kernels.quantize(..., where=engine.where)."""
 
     kernels: Any  # the module _core or _cuda
-    where: tuple[Any, ...]  # the last arguments of every kernel: how many threads, or where on which device
+    where: Any  # how many threads, or where on which device
 
 
 def native_for(x: Array, *families: str) -> Engine | None:
@@ -24,9 +24,9 @@ def native_for(x: Array, *families: str) -> Engine | None:
     if on_cuda(x):
         if why_reference_for(x, *families):
             return None
-        return Engine(backends.cuda()[0], (_where(x),))
+        return Engine(backends.cuda()[0], _where(x))
     if backends.native and (isinstance(x, np.ndarray) or x.is_cpu):
-        return Engine(_core, (backends.get_num_threads(),))
+        return Engine(_core, backends.get_num_threads())
     return None
 
 

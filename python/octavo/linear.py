@@ -215,25 +215,21 @@ def _tiny_int8_linear(
             or (bias_address < end and address < bias_end)
         ):
             return None
-    _core.int8_linear(
-        x_address,
-        code,
-        rows,
-        n,
-        k,
-        k,
-        1,
-        symmetric,
-        weight_address,
-        buffer.shape[0],
-        scale_address,
-        bias_address,
-        bias_code,
-        ACTIVATIONS[activation],
-        address,
-        code,
-        n,
-        backends.get_num_threads(),
+    target = _core.Target(
+        _core.Weight(weight_address, nbytes=buffer.shape[0], n=n, k=k),
+        scale=scale_address,
+        bias=bias_address,
+        bias_dtype=bias_code,
+        activation=ACTIVATIONS[activation],
+        out=address,
+        out_dtype=code,
+        out_row_stride=n,
+    )
+    _core.int8_linears(
+        _core.FloatRows(x_address, dtype=code, rows=rows, cols=k, row_stride=k, col_stride=1),
+        targets=[target],
+        symmetric=symmetric,
+        where=backends.get_num_threads(),
     )
     if out is not None:
         mark_written(out)
@@ -381,13 +377,24 @@ def _tiny_int8_linears(
                 return None
         result = np.empty((*lead, n), x.dtype) if in_numpy else x.new_empty(*lead, n)
         results.append(result)
-        address, nbytes = at(buffer), buffer.shape[0]
-        activation_code = ACTIVATIONS[activation]
         targets.append(
-            (n, address, nbytes, at(scale), bias_address, bias_code, activation_code, at(result), n)
+            _core.Target(
+                _core.Weight(at(buffer), nbytes=buffer.shape[0], n=n, k=k),
+                scale=at(scale),
+                bias=bias_address,
+                bias_dtype=bias_code,
+                activation=ACTIVATIONS[activation],
+                out=at(result),
+                out_dtype=code,
+                out_row_stride=n,
+            )
         )
-    threads = backends.get_num_threads()
-    _core.int8_linears(x_address, code, rows, cols, cols, 1, symmetric, targets, code, threads)
+    _core.int8_linears(
+        _core.FloatRows(x_address, dtype=code, rows=rows, cols=cols, row_stride=cols, col_stride=1),
+        targets=targets,
+        symmetric=symmetric,
+        where=backends.get_num_threads(),
+    )
     return results
 
 
@@ -402,11 +409,12 @@ def _native_linears(
     name: str,
     outs: Sequence[Array] | None,
 ) -> list[Array]:
+    kernels, where = engine
     rows, cols, row_stride, col_stride, base = as_rows(x)
     at = pointer_of(x)
     lead = tuple(x.shape[:-1])
     results, targets, alive = [], [], []
-    for i, (n, _, weight, scale) in enumerate(operands):
+    for i, (n, k, weight, scale) in enumerate(operands):
         buffer = as_operand(weight, not symmetric)
         bias = biases[i]
         if bias is not None:
@@ -419,29 +427,24 @@ def _native_linears(
         alive.append((buffer, bias))
         activation, bias_code = codes[i]
         targets.append(
-            (
-                n,
-                at(buffer),
-                buffer.nbytes,
-                0 if scale is None or name == "int32" else at(scale),
-                0 if bias is None else at(bias),
-                bias_code,
-                activation,
-                at(result),
-                stride,
+            kernels.Target(
+                kernels.Weight(at(buffer), nbytes=buffer.nbytes, n=n, k=k),
+                scale=0 if scale is None or name == "int32" else at(scale),
+                bias=0 if bias is None else at(bias),
+                bias_dtype=bias_code,
+                activation=activation,
+                out=at(result),
+                out_dtype=DTYPE_CODES[name],
+                out_row_stride=stride,
             )
         )
-    engine.kernels.int8_linears(
-        at(base),
-        x_code,
-        rows,
-        cols,
-        row_stride,
-        col_stride,
-        symmetric,
-        targets,
-        DTYPE_CODES[name],
-        *engine.where,
+    kernels.int8_linears(
+        kernels.FloatRows(
+            at(base), dtype=x_code, rows=rows, cols=cols, row_stride=row_stride, col_stride=col_stride
+        ),
+        targets=targets,
+        symmetric=symmetric,
+        where=where,
     )
     return results
 
@@ -471,7 +474,7 @@ def _operand(
         if on_cuda(weight):
             n, k = _shape_on_device(weight, weight_scale, x, at)
         elif backends.native:
-            n, k = _core.packed_shape(pointer(weight), weight.shape[0])
+            n, k = _core.packed_shape(pointer(weight), nbytes=weight.shape[0])
         else:
             header = read_header(weight)
             check_home(weight, header)

@@ -33,7 +33,8 @@ def _pack_mask(mask: Array) -> Array:
         return packed
     bits = empty((*mask.shape[:-1], -(-cols // 8)), "uint8", mask)
     mask = contiguous(mask)
-    engine.kernels.pack_mask(pointer(mask), math.prod(mask.shape[:-1]), cols, pointer(bits), *engine.where)
+    rows = math.prod(mask.shape[:-1])
+    engine.kernels.pack_mask(pointer(mask), rows=rows, cols=cols, bits=pointer(bits), where=engine.where)
     return bits
 
 
@@ -57,7 +58,8 @@ def _unpack_mask(bits: Array, shape: tuple[int, ...]) -> Array:
         return unpacked
     mask = empty(shape, "bool", bits)
     bits = contiguous(bits)
-    engine.kernels.unpack_mask(pointer(bits), math.prod(shape[:-1]), shape[-1], pointer(mask), *engine.where)
+    rows, cols = math.prod(shape[:-1]), shape[-1]
+    engine.kernels.unpack_mask(pointer(bits), rows=rows, cols=cols, mask=pointer(mask), where=engine.where)
     return mask
 
 

@@ -159,24 +159,23 @@ def _native(
     rows, cols, row_stride, col_stride, base = as_rows(x)
     weight, bias = _as_float32(weight), _as_float32(bias)
     residual = None if residual is None else contiguous(residual)
-    engine.kernels.norm_quantize(
-        pointer(base),
-        float_code(x, "x"),
-        rows,
-        cols,
-        row_stride,
-        col_stride,
-        0 if residual is None else pointer(residual),
-        addresses.get("sum", 0),
-        0 if weight is None else pointer(weight),
-        0 if bias is None else pointer(bias),
-        eps,
-        centered,
-        addresses["data"],
-        addresses["scale"],
-        addresses.get("zero_point", 0),
-        addresses.get("normed", 0),
-        *engine.where,
+    kernels, where = engine
+    code = float_code(x, "x")
+    kernels.norm_quantize(
+        kernels.FloatRows(
+            pointer(base), dtype=code, rows=rows, cols=cols, row_stride=row_stride, col_stride=col_stride
+        ),
+        residual=0 if residual is None else pointer(residual),
+        sum=addresses.get("sum", 0),
+        weight=0 if weight is None else pointer(weight),
+        bias=0 if bias is None else pointer(bias),
+        eps=eps,
+        centered=centered,
+        data=addresses["data"],
+        scale=addresses["scale"],
+        zero_point=addresses.get("zero_point", 0),
+        normed=addresses.get("normed", 0),
+        where=where,
     )
     return written
 

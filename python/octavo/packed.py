@@ -268,38 +268,42 @@ def pack(weight: Array, layout: str) -> tuple[Array, str]:
         layout = "dense" if layout == "auto" else layout
         return reference_for(weight).pack_weight(weight, layout), layout
     kernels, where = engine
-    strides, address = element_strides(weight), pointer(weight)
+    rows = _rows_of(kernels, weight)
     counts: Any = None
     if layout == "auto" and n * k < _SMALL:
         layout = "dense"
     if layout != "dense":
-        rows = padded(n, k)[0]
-        kept, tiles = np.empty(_pairs(rows), np.int64), np.empty(rows // 4, np.int64)
-        kernels.count_weight(address, n, k, *strides, pointer(kept), pointer(tiles), *where)
+        columns = padded(n, k)[0]
+        kept, tiles = np.empty(_pairs(columns), np.int64), np.empty(columns // 4, np.int64)
+        kernels.count_weight(rows, kept=pointer(kept), tiles=pointer(tiles), where=where)
         if layout == "auto":
             layout = _fastest_layout(n, k, int(kept.sum()), int(tiles.sum()), *kernels.sparse_pays())
         counts = {"dense": None, "bitmask": kept, "block": tiles}[layout]
     count = 0 if counts is None else int(counts.sum())
     buffer = _aligned_empty(packed_nbytes(n, k, layout, count), weight)
     kernels.pack_weight(
-        address,
-        n,
-        k,
-        *strides,
-        LAYOUTS.index(layout),
-        0 if counts is None else pointer(counts),
-        pointer(buffer),
-        *where,
+        rows,
+        layout=LAYOUTS.index(layout),
+        counts=0 if counts is None else pointer(counts),
+        buffer=pointer(buffer),
+        where=where,
     )
     return buffer, layout
 
 
+def _rows_of(kernels: Any, weight: Array) -> Any:
+    (n, k), (n_stride, k_stride) = weight.shape, element_strides(weight)
+    return kernels.IntRows(
+        pointer(weight), signed=True, rows=n, cols=k, row_stride=n_stride, col_stride=k_stride
+    )
+
+
 def _pack_rows(engine: Engine, weight: Array) -> Array:
+    kernels, where = engine
     n, k = weight.shape
     buffer = empty((packed_nbytes(n, k, "rows"),), "uint8", weight)
-    strides = element_strides(weight)
-    engine.kernels.pack_weight(
-        pointer(weight), n, k, *strides, pointer(buffer), buffer.shape[0], *engine.where
+    kernels.pack_weight(
+        _rows_of(kernels, weight), buffer=pointer(buffer), nbytes=buffer.shape[0], where=where
     )
     return buffer
 
@@ -334,8 +338,9 @@ def unpack_buffer(buffer: Array, n: int, k: int) -> Array:
         return plain
     buffer = contiguous(buffer)
     weight = empty((n, k), "int8", buffer)
-    shape = (n, k) if on_cuda(buffer) else ()
-    engine.kernels.unpack_weight(pointer(buffer), buffer.shape[0], *shape, pointer(weight), *engine.where)
+    kernels, where = engine
+    packed = kernels.Weight(pointer(buffer), nbytes=buffer.shape[0], n=n, k=k)
+    kernels.unpack_weight(packed, w=pointer(weight), where=where)
     return weight
 
 

@@ -171,26 +171,26 @@ def _native_product(
         result, result_stride = empty((*a.shape[:-1], n), name, a), n
     else:
         result_stride, result = writable_rows(out, name)
-    engine.kernels.scaled_int_mm(
-        pointer(base),
-        dtype_name(a.dtype) == "int8",
-        rows,
-        n,
-        cols,
-        row_stride,
-        col_stride,
-        0 if a_scale is None else pointer(a_scale),
-        0 if a_zero_point is None else pointer(a_zero_point),
-        pointer(weight),
-        weight.nbytes,
-        0 if weight_scale is None else pointer(weight_scale),
-        0 if bias is None else pointer(bias),
-        bias_code,
-        activation,
-        pointer(result),
-        DTYPE_CODES[name],
-        result_stride,
-        *engine.where,
+    kernels, where = engine
+    signed = dtype_name(a.dtype) == "int8"
+    target = kernels.Target(
+        kernels.Weight(pointer(weight), nbytes=weight.nbytes, n=n, k=cols),
+        scale=0 if weight_scale is None else pointer(weight_scale),
+        bias=0 if bias is None else pointer(bias),
+        bias_dtype=bias_code,
+        activation=activation,
+        out=pointer(result),
+        out_dtype=DTYPE_CODES[name],
+        out_row_stride=result_stride,
+    )
+    kernels.scaled_int_mm(
+        kernels.IntRows(
+            pointer(base), signed=signed, rows=rows, cols=cols, row_stride=row_stride, col_stride=col_stride
+        ),
+        a_scale=0 if a_scale is None else pointer(a_scale),
+        a_zero_point=0 if a_zero_point is None else pointer(a_zero_point),
+        target=target,
+        where=where,
     )
     return result if out is None else store(out, result)
 

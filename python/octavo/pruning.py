@@ -214,75 +214,78 @@ def _native(
     """Fills masks, pruned (which may be ws) or both; all arrays C-contiguous."""
     mask_at = [pointer(mask) for mask in masks] if masks is not None else [0] * len(ws)
     pruned_at = [pointer(each) for each in pruned] if pruned is not None else [0] * len(ws)
-    segments = [(pointer(w), float_code(w, "w"), _size(w)) for w in ws]
+    kernels, where = engine
+    segments = [
+        kernels.Segment(pointer(w), dtype=float_code(w, "w"), n=_size(w), mask=mask, pruned=each)
+        for w, mask, each in zip(ws, mask_at, pruned_at, strict=True)
+    ]
     if ":" in chosen.pattern:
         n, m = chosen.units
-        for (at, code, size), mask, each in zip(segments, mask_at, pruned_at, strict=True):
-            engine.kernels.prune_nm(at, code, size // m, n, m, mask, each, *engine.where)
+        for segment in segments:
+            kernels.prune_nm(segment, n=n, m=m, where=where)
     elif chosen.pattern != "unstructured":
-        _native_units(engine, ws, mask_at, pruned_at, chosen)
+        _native_units(engine, ws, segments, chosen)
     else:
-        selected, _alive = _select(engine, ws[0], segments, chosen)
-        written = [(*w, mask, each) for w, mask, each in zip(segments, mask_at, pruned_at, strict=True)]
-        engine.kernels.prune(written, *selected, *engine.where)
+        selection, _alive = _select(engine, ws, segments, chosen)
+        kernels.prune(segments, selection=selection, where=where)
 
 
-def _select(
-    engine: Engine, w: Array, segments: list[tuple[int, int, int]], chosen: Selection
-) -> tuple[tuple[int, ...], Array]:
+def _select(engine: Engine, ws: list[Array], segments: list[Any], chosen: Selection) -> tuple[Any, Array]:
     """What is kept, as the kernels take it, and the array that holds it on a device: larger keys, and equal
     ones from an index of the whole list on. On a device it stays there: nothing waits."""
     kernels, where = engine
-    device = on_cuda(w)
     if chosen.threshold is not None:
-        return _by_value(chosen.threshold, device), None
-    k = 0 if chosen.sparsity is None else round(chosen.sparsity * sum(n for _, _, n in segments))
+        return _by_value(kernels, chosen.threshold), None
+    k = 0 if chosen.sparsity is None else round(chosen.sparsity * sum(_size(w) for w in ws))
     if chosen.sparsity is not None and not k:
-        return _by_value(-1.0, device), None
-    if device:
-        selection = empty((kernels.SELECTION_NBYTES,), "uint8", w)
+        return _by_value(kernels, -1.0), None
+    if on_cuda(ws[0]):
+        selection = empty((kernels.SELECTION_NBYTES,), "uint8", ws[0])
+        at = pointer(selection)
         if chosen.ratio is None:
-            kernels.magnitude_select_to(segments, k, pointer(selection), *where)
+            kernels.magnitude_select_to(segments, k=k, selection=at, where=where)
         else:
-            kernels.ratio_select_to(segments, _f32_bits(chosen.ratio), pointer(selection), *where)
-        return (0, 0, pointer(selection)), selection
+            bits = _f32_bits(chosen.ratio)
+            kernels.ratio_select_to(segments, ratio_bits=bits, selection=at, where=where)
+        return kernels.selection_at(at), selection
     if chosen.ratio is None:
-        return kernels.magnitude_select(segments, k, *where), None
+        key, keep_equal_from = kernels.magnitude_select(segments, k=k, where=where)
+        return kernels.Selection(key, keep_equal_from=keep_equal_from), None
     # exact in float64 and rounded once, as one float32 product is
-    limit = _from_bits(_f32_bits(chosen.ratio)) * _from_bits(kernels.max_key(segments, *where))
-    return _by_value(limit, device), None
+    limit = _from_bits(_f32_bits(chosen.ratio)) * _from_bits(kernels.max_key(segments, where=where))
+    return _by_value(kernels, limit), None
 
 
-def _by_value(limit: float, device: bool) -> tuple[int, ...]:
+def _by_value(kernels: Any, limit: float) -> Any:
     """The selection that keeps |w| > limit. A negative limit keeps everything, even one that would round to 0
     and prune the zeros."""
-    selected = (0, 0) if limit < 0 else (_f32_bits(limit), _NONE_EQUAL)
-    return (*selected, 0) if device else selected
+    key, keep_equal_from = (0, 0) if limit < 0 else (_f32_bits(limit), _NONE_EQUAL)
+    return kernels.Selection(key, keep_equal_from=keep_equal_from)
 
 
-def _native_units(
-    engine: Engine, ws: list[Array], mask_at: list[int], pruned_at: list[int], chosen: Selection
-) -> None:
+def _native_units(engine: Engine, ws: list[Array], segments: list[Any], chosen: Selection) -> None:
     kernels, where = engine
     grids = []
     for w in ws:
         (rows, cols), (r, c) = _shape_2d(w), _unit_shape(w, chosen)
-        grids.append((rows, cols, r, c, rows // r * (cols // c) if r and c else 0))
-    count = sum(units for *_, units in grids)
+        units = rows // r * (cols // c) if r and c else 0
+        grid = kernels.UnitGrid(rows=rows, cols=cols, unit_rows=r, unit_cols=c) if units else None
+        grids.append((grid, units))
+    count = sum(units for _, units in grids)
     if not count:
         return
     device = on_cuda(ws[0])
     scores = empty((count,), "float64", ws[0]) if device else np.empty(count, np.float64)
     at = pointer(scores)
-    for w, (rows, cols, r, c, units) in zip(ws, grids, strict=True):
+    for segment, (grid, units) in zip(segments, grids, strict=True):
         if units:
-            kernels.unit_scores(pointer(w), float_code(w, "w"), rows, cols, r, c, at, *where)
+            kernels.unit_scores(segment, grid=grid, scores=at, where=where)
         at += units * scores.itemsize
     keep = _keep_units_there(engine, scores, chosen) if device else _keep_units(scores, chosen)
     at = pointer(keep)
-    for w, mask, each, (rows, cols, r, c, units) in zip(ws, mask_at, pruned_at, grids, strict=True):
+    for segment, (grid, units) in zip(segments, grids, strict=True):
         if units:
-            kernels.prune_units(rows, cols, r, c, at, pointer(w), float_code(w, "w"), mask, each, *where)
+            kernels.prune_units(segment, grid=grid, keep=at, where=where)
         at += units
 
 
@@ -293,11 +296,14 @@ def _keep_units_there(engine: Engine, scores: Array, chosen: Selection) -> Array
     count = scores.shape[0]
     if chosen.sparsity is not None:
         k = round(chosen.sparsity * count)
-        kernels.unit_select(pointer(scores), count, k, pointer(keep), *where)
+        kernels.unit_select(pointer(scores), count=count, k=k, keep=pointer(keep), where=where)
     else:
         is_ratio = chosen.ratio is not None
         limit = chosen.ratio if is_ratio else chosen.threshold
-        kernels.unit_threshold(pointer(scores), count, limit, is_ratio, pointer(keep), *where)
+        at = pointer(keep)
+        kernels.unit_threshold(
+            pointer(scores), count=count, limit=limit, is_ratio=is_ratio, keep=at, where=where
+        )
     return keep
 
 
@@ -349,8 +355,12 @@ def _magnitude_threshold(w: Array | Sequence[Array], sparsity: float) -> float:
         detached = [each.detach() if is_torch(each) else each for each in ws]
         return float(reference_for(ws[0], "select").magnitude_threshold(detached, share))
     ws = [contiguous(each) for each in ws]
-    segments = [(pointer(each), code, _size(each)) for each, code in zip(ws, codes, strict=True)]
-    key, _ = engine.kernels.magnitude_select(segments, k, *engine.where)
+    kernels, where = engine
+    segments = [
+        kernels.Segment(pointer(each), dtype=code, n=_size(each), mask=0, pruned=0)
+        for each, code in zip(ws, codes, strict=True)
+    ]
+    key, _ = kernels.magnitude_select(segments, k=k, where=where)
     return _from_bits(key)
 
 
@@ -566,11 +576,18 @@ def _prune_quantize_rows(
             inputs[f"out[{i}]"] = out[i]
         written = [writable(each, dtype) for each, (dtype, _) in zip(out, shapes, strict=True)]
     data, scale, mask = written
+    kernels, where = engine
     base, code = contiguous(w), float_code(w, "w")
     (rows, cols), at = _shape_2d(w), pointer(base)
-    selected, _alive = _select(engine, w, [(at, code, _size(w))], chosen)
-    engine.kernels.prune_quantize(
-        at, code, rows, cols, *selected, pointer(mask), pointer(data), pointer(scale), *engine.where
+    segment = kernels.Segment(at, dtype=code, n=_size(w), mask=0, pruned=0)
+    selection, _alive = _select(engine, [w], [segment], chosen)
+    kernels.prune_quantize(
+        kernels.FloatRows(at, dtype=code, rows=rows, cols=cols, row_stride=cols, col_stride=1),
+        selection=selection,
+        mask=pointer(mask),
+        data=pointer(data),
+        scale=pointer(scale),
+        where=where,
     )
     if out is not None:
         data, scale, mask = (store(each, found) for each, found in zip(out, written, strict=True))

@@ -147,24 +147,25 @@ def _quantize(
     if not given:
         scale = empty(scale_shape, "float32", x)
         zero_point = None if symmetric else empty(scale_shape, "int32", x)
-    engine.kernels.quantize(
-        pointer(base),
-        code,
-        rows,
-        groups,
-        group_size,
-        row_stride,
-        col_stride,
-        0 if mask is None else pointer(mask),
-        pointer(data),
-        data_stride,
-        pointer(scale),
-        0 if zero_point is None else pointer(zero_point),
-        granularity == "tensor",
-        given,
-        rounding == "stochastic",
-        (seed or 0) & (2**64 - 1),
-        *engine.where,
+    kernels, where = engine
+    kernels.quantize(
+        kernels.FloatRows(
+            pointer(base), dtype=code, rows=rows, cols=cols, row_stride=row_stride, col_stride=col_stride
+        ),
+        scales=kernels.Scales(
+            pointer(scale),
+            zero_point=0 if zero_point is None else pointer(zero_point),
+            groups=groups,
+            group_size=group_size,
+            per_tensor=granularity == "tensor",
+        ),
+        mask=0 if mask is None else pointer(mask),
+        data=pointer(data),
+        data_row_stride=data_stride,
+        given=given,
+        stochastic=rounding == "stochastic",
+        seed=(seed or 0) & (2**64 - 1),
+        where=where,
     )
     return _store(outs, Quantized(data, scale, zero_point))
 
@@ -173,10 +174,13 @@ def raise_nonfinite(x: Array, name: str) -> None:
     """ValueError with the count and the first index if x, taken as float32, has a NaN or an Inf."""
     engine = native_for(x, "quantize")
     if engine is not None:
+        kernels, where = engine
+        code = float_code(x, name)
         rows, cols, row_stride, col_stride, base = as_rows(x)
-        count, first = engine.kernels.count_nonfinite(
-            pointer(base), float_code(x, name), rows, cols, row_stride, col_stride, *engine.where
+        view = kernels.FloatRows(
+            pointer(base), dtype=code, rows=rows, cols=cols, row_stride=row_stride, col_stride=col_stride
         )
+        count, first = kernels.count_nonfinite(view, where=where)
     elif isinstance(x, np.ndarray):
         with np.errstate(over="ignore"):
             bad = np.flatnonzero(~np.isfinite(x.astype(np.float32)))
@@ -373,20 +377,22 @@ def _dequantize(
     else:
         result_stride, result = writable_rows(out, name)
     scale = contiguous(scale)
-    engine.kernels.dequantize(
-        pointer(base),
-        rows,
-        groups,
-        group_size,
-        row_stride,
-        col_stride,
-        pointer(scale),
-        0 if zero_point is None else pointer(zero_point),
-        not scale.shape,
-        pointer(result),
-        DTYPE_CODES[name],
-        result_stride,
-        *engine.where,
+    kernels, where = engine
+    kernels.dequantize(
+        kernels.IntRows(
+            pointer(base), signed=True, rows=rows, cols=cols, row_stride=row_stride, col_stride=col_stride
+        ),
+        scales=kernels.Scales(
+            pointer(scale),
+            zero_point=0 if zero_point is None else pointer(zero_point),
+            groups=groups,
+            group_size=group_size,
+            per_tensor=not scale.shape,
+        ),
+        out=pointer(result),
+        out_dtype=DTYPE_CODES[name],
+        out_row_stride=result_stride,
+        where=where,
     )
     return store(out, result) if out is not None else result
 

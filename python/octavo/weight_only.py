@@ -120,25 +120,25 @@ def _weight_only_linear(
     buffer = as_operand(weight)
     bias = None if bias is None else contiguous(bias)
     stride, result = (n, empty(shape, name, x)) if out is None else writable_rows(out, name)
-    engine.kernels.weight_only_linear(
-        pointer(base),
-        code,
-        rows,
-        n,
-        cols,
-        row_stride,
-        col_stride,
-        pointer(buffer),
-        buffer.nbytes,
-        pointer(scale),
-        groups,
-        0 if bias is None else pointer(bias),
-        bias_code,
-        activation_code,
-        pointer(result),
-        DTYPE_CODES[name],
-        stride,
-        *engine.where,
+    kernels, where = engine
+    target = kernels.Target(
+        kernels.Weight(pointer(buffer), nbytes=buffer.nbytes, n=n, k=k),
+        scale=0,
+        bias=0 if bias is None else pointer(bias),
+        bias_dtype=bias_code,
+        activation=activation_code,
+        out=pointer(result),
+        out_dtype=DTYPE_CODES[name],
+        out_row_stride=stride,
+    )
+    kernels.weight_only_linear(
+        kernels.FloatRows(
+            pointer(base), dtype=code, rows=rows, cols=cols, row_stride=row_stride, col_stride=col_stride
+        ),
+        target=target,
+        scale=pointer(scale),
+        groups=groups,
+        where=where,
     )
     return result if out is None else store(out, result)
 
@@ -156,7 +156,7 @@ def _tiny_weight_only_linear(
     scale_address = plain_address(weight_scale, weight)
     if not (x_address and address and scale_address) or weight.ndim != 1 or weight.itemsize != 1:
         return None
-    n, k = _core.packed_shape(address, weight.shape[0])
+    n, k = _core.packed_shape(address, nbytes=weight.shape[0])
     code, shape, scale_shape = FLOAT_CODES.get(x.dtype, 3), x.shape, weight_scale.shape
     if code == 3 or not shape or shape[-1] != k or FLOAT_CODES.get(weight_scale.dtype) != 0:
         return None
@@ -175,25 +175,22 @@ def _tiny_weight_only_linear(
             return None
     lead = shape[:-1]
     result: Array = np.empty((*lead, n), x.dtype) if type(x) is np.ndarray else x.new_empty(*lead, n)
+    target = _core.Target(
+        _core.Weight(address, nbytes=weight.shape[0], n=n, k=k),
+        scale=0,
+        bias=bias_address,
+        bias_dtype=bias_code,
+        activation=ACTIVATIONS[activation],
+        out=pointer(result),
+        out_dtype=code,
+        out_row_stride=n,
+    )
     _core.weight_only_linear(
-        x_address,
-        code,
-        math.prod(lead),
-        n,
-        k,
-        k,
-        1,
-        address,
-        weight.shape[0],
-        scale_address,
-        groups,
-        bias_address,
-        bias_code,
-        ACTIVATIONS[activation],
-        pointer(result),
-        code,
-        n,
-        backends.get_num_threads(),
+        _core.FloatRows(x_address, dtype=code, rows=math.prod(lead), cols=k, row_stride=k, col_stride=1),
+        target=target,
+        scale=scale_address,
+        groups=groups,
+        where=backends.get_num_threads(),
     )
     return result
 

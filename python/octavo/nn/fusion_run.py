@@ -126,26 +126,23 @@ def _product(
         return ops._scaled_int_mm(a, a_scale, weight, None, bias, a_zero_point, activation, out_dtype)  # type: ignore[no-any-return]
     y = a.new_empty((*a.shape[:-1], n), dtype=out_dtype)
     assert scale is not None
-    backends._core.scaled_int_mm(
-        a.data_ptr(),
-        True,
-        a_scale.numel(),
-        n,
-        k,
-        k,
-        1,
-        a_scale.data_ptr(),
-        0 if a_zero_point is None else a_zero_point.data_ptr(),
-        buffer.data_ptr(),
-        buffer.shape[0],
-        scale.data_ptr(),
-        bias_address,
-        0 if bias is None else float_code(bias, "bias"),
-        ACTIVATIONS[activation],
-        y.data_ptr(),
-        float_code(y, "out"),
-        n,
-        backends.get_num_threads(),
+    kernels = backends._core
+    target = kernels.Target(
+        kernels.Weight(buffer.data_ptr(), nbytes=buffer.shape[0], n=n, k=k),
+        scale=scale.data_ptr(),
+        bias=bias_address,
+        bias_dtype=0 if bias is None else float_code(bias, "bias"),
+        activation=ACTIVATIONS[activation],
+        out=y.data_ptr(),
+        out_dtype=float_code(y, "out"),
+        out_row_stride=n,
+    )
+    kernels.scaled_int_mm(
+        kernels.IntRows(a.data_ptr(), signed=True, rows=a_scale.numel(), cols=k, row_stride=k, col_stride=1),
+        a_scale=a_scale.data_ptr(),
+        a_zero_point=0 if a_zero_point is None else a_zero_point.data_ptr(),
+        target=target,
+        where=backends.get_num_threads(),
     )
     return y
 
@@ -176,24 +173,22 @@ def _norm(
     total = None if residual is None else torch.empty_like(x)
     y = torch.empty_like(x) if normed else None
     weight, bias = _float32(weight), _float32(bias)
+    code, cols = float_code(x, "x"), x.shape[-1]
     backends._core.norm_quantize(
-        x_address,
-        float_code(x, "x"),
-        scale.numel(),
-        x.shape[-1],
-        x.shape[-1],
-        1,
-        added_address,
-        0 if total is None else total.data_ptr(),
-        0 if weight is None else weight.data_ptr(),
-        0 if bias is None else bias.data_ptr(),
-        eps,
-        centered,
-        data.data_ptr(),
-        scale.data_ptr(),
-        0 if zero_point is None else zero_point.data_ptr(),
-        0 if y is None else y.data_ptr(),
-        backends.get_num_threads(),
+        backends._core.FloatRows(
+            x_address, dtype=code, rows=scale.numel(), cols=cols, row_stride=cols, col_stride=1
+        ),
+        residual=added_address,
+        sum=0 if total is None else total.data_ptr(),
+        weight=0 if weight is None else weight.data_ptr(),
+        bias=0 if bias is None else bias.data_ptr(),
+        eps=eps,
+        centered=centered,
+        data=data.data_ptr(),
+        scale=scale.data_ptr(),
+        zero_point=0 if zero_point is None else zero_point.data_ptr(),
+        normed=0 if y is None else y.data_ptr(),
+        where=backends.get_num_threads(),
     )
     return data, scale, zero_point, total, y
 
