@@ -121,15 +121,15 @@ class Limits:
             return None
         self.clock.settle()
         if name == "peak":
-            return float(self.core.probe_peak(20.0, self.threads))
+            return float(self.core.probe_peak(20.0, threads=self.threads))
         if self._buffers is None:  # filled: untouched pages would all read one zero page from the cache
             self._buffers = np.full(self.nbytes, 1, np.uint8), np.full(self.nbytes, 2, np.uint8)
         source, target = (int(b.ctypes.data) for b in self._buffers)
         start = self.clock.now()
         if name == "read":
-            self.core.probe_read(source, self.nbytes, self.threads)
+            self.core.probe_read(source, nbytes=self.nbytes, threads=self.threads)
         else:
-            self.core.probe_copy(source, target, self.nbytes, self.threads)
+            self.core.probe_copy(source, target=target, nbytes=self.nbytes, threads=self.threads)
         return (1 if name == "read" else 2) * self.nbytes / (self.clock.now() - start) / 1e9
 
     def probe(self, times: int) -> Rates:

@@ -119,6 +119,8 @@ struct GemmKernels {
   void (*gemm)(const GemmBlock& block);
   // Runs `iterations` of the register-only inner product; returns the multiply-adds done. For bench/common.py.
   int64_t (*peak)(int64_t iterations);
+  int64_t few_rows = 0;  // up to here, gemm is that of the instruction set few_rows_isa
+  const char* few_rows_isa = "";
 };
 
 // Products with the sparse layouts. Whatever has no product of its own here is expanded to dense panels first, a few at a

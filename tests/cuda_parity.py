@@ -15,8 +15,8 @@ import pytest
 from hypothesis import strategies as st
 
 import octavo
-from octavo.reference import numpy as reference
 from octavo.ops.norm import NORM_RESULTS
+from octavo.reference import numpy as reference
 from strategies import (
     FLOATS,
     assert_close_ulp,

@@ -13,9 +13,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import octavo
-from octavo.reference import numpy as reference
 from octavo.ops.conv import as_window
 from octavo.ops.conv_weight import bundle_of, is_depthwise
+from octavo.reference import numpy as reference
 from strategies import (
     FLOATS,
     PEAK_MEMORY,

@@ -180,7 +180,7 @@ def test_a_layer_unpacks_what_another_device_packed(on_torch):
 def test_nothing_waits_for_the_device(cupy, kernels, monkeypatch):
     """Only what has to give a number to the host does."""
 
-    def refuse(*_):
+    def refuse(*_, **__):
         raise AssertionError("waits")
 
     waiting = {"count_nonfinite": refuse, "magnitude_select": refuse}
@@ -249,11 +249,11 @@ def test_a_failing_call_names_itself(kernels):
         raise MemoryError(f"{nbytes} bytes")
 
     w = np.ones(5000, f32)
-    at = w.ctypes.data
+    segments = [kernels.Segment(w.ctypes.data, dtype=0, n=w.size, mask=0, pruned=0)]
     with pytest.raises(MemoryError, match="bytes"):
-        kernels.magnitude_select([(at, 0, w.size)], 10, (0, 0, no_memory))
+        kernels.magnitude_select(segments, k=10, where=(0, 0, no_memory))
     with pytest.raises(ValueError, match=r"^k: expected between 1 and 5000, got 5001"):
-        kernels.magnitude_select([(at, 0, w.size)], 5001, (0, 0, no_memory))
+        kernels.magnitude_select(segments, k=5001, where=(0, 0, no_memory))
 
 
 def test_config_and_explain_say_what_is_proven(cupy, kernels, monkeypatch, capsys):

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 import guard
 import octavo
-from octavo.reference import numpy as reference
 from octavo.ops.norm import NORM_RESULTS
+from octavo.reference import numpy as reference
 from strategies import (
     BF16,
     FLOATS,

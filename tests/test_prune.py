@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import guard
 import octavo
 from octavo.reference import numpy as reference
-from octavo.runtime import arrays, backends
+from octavo.runtime import backends
 from strategies import (
     FLOATS,
     PEAK_MEMORY,
@@ -315,13 +315,10 @@ def test_more_elements_than_32_bits_count():
     expected = np.sort(np.abs(w))[-(-k // times) - 1]
     assert octavo.magnitude_threshold([w] * times, sparsity) == expected
     w[:] = 0
-    segments = [(arrays.pointer(w), 1, w.size)] * times
-    threads = octavo.get_num_threads()
-    assert backends._core.magnitude_select(segments, k, threads) == (
-        0,
-        k,
-    )  # equal ones stay from k on
-    assert backends._core.magnitude_select(segments, n, threads)[0] == 0
+    core, threads = backends._core, octavo.get_num_threads()
+    segments = [core.Segment(w.ctypes.data, dtype=1, n=w.size, mask=0, pruned=0)] * times
+    assert core.magnitude_select(segments, k=k, where=threads) == (0, k)  # equal ones stay from k on
+    assert core.magnitude_select(segments, k=n, where=threads)[0] == 0
 
 
 MEMORY = (

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 import guard
 import octavo
-from octavo.reference import numpy as reference
 from octavo.ops import layouts as packing
+from octavo.reference import numpy as reference
 from octavo.runtime import backends
 from strategies import (
     LAYOUTS as MEMORY,
@@ -528,17 +528,25 @@ def test_a_weight_that_changes_between_counting_and_packing_is_refused(layout, m
     found[2090, 16 if more < 0 else 96] = more > 0  # the first tile is gone, or there is a sixth
     rows = packing.padded(n, k)[0]
     kept, tiles = np.empty(packing.pairs(rows), np.int64), np.empty(rows // 4, np.int64)
-    at, to = counted.ctypes.data, found.ctypes.data
-    core.count_weight(at, n, k, k, 1, kept.ctypes.data, tiles.ctypes.data, 2)
+    at, to = (
+        core.IntRows(w.ctypes.data, signed=True, rows=n, cols=k, row_stride=k, col_stride=1)
+        for w in (counted, found)
+    )
+    core.count_weight(at, kept=kept.ctypes.data, tiles=tiles.ctypes.data, where=2)
     counts = kept if layout == "bitmask" else tiles
     nbytes = packing.packed_nbytes(n, k, layout, int(counts.sum()))
     for threads in THREADS:
         buffer = guard.empty((nbytes,), np.uint8)
-        arguments = (n, k, k, 1, LAYOUTS.index(layout), counts.ctypes.data, buffer.ctypes.data, threads)
-        core.pack_weight(at, *arguments)
+        arguments = {
+            "layout": LAYOUTS.index(layout),
+            "counts": counts.ctypes.data,
+            "buffer": buffer.ctypes.data,
+            "where": threads,
+        }
+        core.pack_weight(at, **arguments)
         assert_same(np.array(buffer), reference.pack_weight(counted, layout))
         with pytest.raises(ValueError, match=r"^weight: expected to stay as it is .* got "):
-            core.pack_weight(to, *arguments)
+            core.pack_weight(to, **arguments)
 
 
 @pytest.mark.parametrize("side", guard.SIDES)

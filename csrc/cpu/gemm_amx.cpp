@@ -342,7 +342,7 @@ int64_t peak(int64_t iterations) {
 
 }  // namespace
 
-extern const GemmKernels kGemmAmx = {kTileM, gemm, peak};
+extern const GemmKernels kGemmAmx = {kTileM, gemm, peak, kSmallM, "avx512vnni"};
 extern const SparseKernels kSparseAmx = {expand_pair, expand_tiles, INT64_MAX, gemm_bitmask,
                                          6.0,         gemm_tiles,   0.6,       0.15};
 

@@ -103,6 +103,6 @@ int64_t peak(int64_t iterations) {
 
 }  // namespace
 
-extern const GemmKernels kGemmNeonI8mm = {kTileM, gemm, peak};
+extern const GemmKernels kGemmNeonI8mm = {kTileM, gemm, peak, kSmallM, "neondot"};
 
 }  // namespace octavo

@@ -13,8 +13,6 @@ from .runtime import backends
 from .runtime.arrays import FLOATS, Array, check_dtype, is_array, on_cuda
 from .runtime.routing import native_for, why_reference_for
 
-_FEW_ROWS = 4  # kSmallM of these instruction sets' kernels: up to here they hand over to another
-_FEW_ROWS_RUN_ON = {"amx": "avx512vnni", "neoni8mm": "neondot"}
 _PRODUCTS = ("int8_linear", "quantize, scaled_int_mm")  # the kernels of this family
 
 
@@ -139,12 +137,12 @@ def _int8_row(
         if not backends.native:
             kernel = "reference"
         else:
-            isa = backends.get_isa()
-            kernel += f" {isa}"
+            kernel += f" {backends.get_isa()}"
             if layout != "plain":
                 why += "; " + _why_layout(layout, share)
-                if isa in _FEW_ROWS_RUN_ON and kernel.startswith(_PRODUCTS):
-                    kernel += f" ({_FEW_ROWS_RUN_ON[isa]} up to {_FEW_ROWS} rows)"
+                few, other = backends._core.few_rows()
+                if few and kernel.startswith(_PRODUCTS):
+                    kernel += f" ({other} up to {few} rows)"
     return Explanation(name, shape, kernel, layout, share, nbytes, f"{state}: {why}")
 
 
@@ -154,7 +152,7 @@ def _on_device(stored: Array, kernel: str) -> tuple[str, str]:
     engine = native_for(stored, family)
     if engine is None:
         return "torch reference", f"the weight is on a device, and {why_reference_for(stored, family)}"
-    kernels, ((device, *_),) = engine
+    kernels, (device, *_) = engine
     proven = kernels.kernels()[family]
     why = "proven on a GPU" if proven else "unproven on a GPU, and run by OCTAVO_CUDA_UNPROVEN=1"
     return f"{kernel} cuda sm_{kernels.capability(device)}", why
