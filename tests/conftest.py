@@ -7,8 +7,8 @@ import warnings
 
 from hypothesis import HealthCheck, settings
 
-# No deadline and no health check that looks at the clock: the tests say what is computed, never how fast. Cases are
-# the same on every run; those of `make test-deep` are ten times as many, and new ones.
+# No deadline and no health check that looks at the clock: the tests say what is computed, never how fast.
+# Cases are the same on every run; those of `make test-deep` are ten times as many, and new ones.
 CLOCK = [HealthCheck.too_slow, HealthCheck.data_too_large]
 common = settings(deadline=None, database=None, suppress_health_check=CLOCK)
 settings.register_profile("gate", common, derandomize=True, max_examples=100)
