@@ -32,8 +32,7 @@ endif
 .NOTPARALLEL:
 export OCTAVO_TEST_DEEP
 .DEFAULT_GOAL := help
-.PHONY: help build test test-torch test-newest test-deep test-cpp test-races test-arm cuda test-cuda gpu \
-  lint format bench demo lock clean
+.PHONY: help build test test-torch test-newest test-deep test-cpp test-races test-arm cuda test-cuda gpu lint format bench demo lock clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
