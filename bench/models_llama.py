@@ -75,15 +75,19 @@ class Decoder:
     def prefill(self, ids: Any) -> Any:
         return self.model(ids, use_cache=True, logits_to_keep=1)
 
+    def following(self, ids: Any, cache: Any) -> Any:
+        """The next token. The cache goes by its place: its name is not the same in every transformers."""
+        return self.model(ids, None, None, cache, use_cache=True, logits_to_keep=1).logits.argmax(-1)
+
     def decode(self, ids: Any, tokens: int) -> Callable[[], object]:
         """A call that generates so many tokens after the prompt, and forgets them."""
-        out = self.prefill(ids)
-        cache, first = out.past_key_values, out.logits[:, -1:].argmax(-1)
+        cache = importlib.import_module("transformers").DynamicCache()
+        first = self.following(ids, cache)
 
         def call() -> Any:
             token = first
             for _ in range(tokens):
-                token = self.model(token, past_key_values=cache, use_cache=True).logits[:, -1:].argmax(-1)
+                token = self.following(token, cache)
             cache.crop(-tokens)
             return token
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+from hypothesis import settings
 from hypothesis import strategies as st
 
 import octavo
@@ -29,6 +30,12 @@ needs_torch = pytest.mark.skipif(torch is None, reason="torch is not installed")
 BF16 = np.dtype(ml_dtypes.bfloat16)
 FLOATS = ("float32", "float16", "bfloat16", "float64")
 THREADS = (1, 2, 3)
+
+
+def cases(n: int) -> settings:
+    """n examples, and ten times as many in `make test-deep` (conftest.py)."""
+    return settings(max_examples=n * settings().max_examples // 100)
+
 
 # ---- backends ----
 

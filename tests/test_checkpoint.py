@@ -9,11 +9,12 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import octavo
 from checkpoints import MANIFEST, TENSORS, Model, quantized, refused, same_state, stored
+from strategies import cases
 
 torch = pytest.importorskip("torch")
 safe = pytest.importorskip("safetensors.torch")
@@ -37,7 +38,7 @@ def _seed():
 UNSTRUCTURED = [("unstructured", k, n) for k in (1, 9, 264) for n in (1, 24, 256)]
 
 
-@settings(max_examples=25)
+@cases(25)
 @given(
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
     sparsity=st.sampled_from([0.0, 0.1, 0.5, 0.7, 0.99, 1.0]),

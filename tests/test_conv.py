@@ -9,7 +9,7 @@ import pickle
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import octavo
@@ -21,6 +21,7 @@ from strategies import (
     PEAK_MEMORY,
     assert_close_ulp,
     assert_same,
+    cases,
     cast,
     dtype_of,
     float_arrays,
@@ -81,7 +82,7 @@ def expected_of(x, weight, scale, bias, groups, window, activation=None, out_dty
     return reference.int8_conv2d(x, weight, scale, bias, *placed, groups, activation, name)
 
 
-@settings(max_examples=40)
+@cases(40)
 @given(case=convolutions())
 def test_every_isa_equals_the_reference(case):
     x, weight, scale, bias, groups, window = case
@@ -96,7 +97,7 @@ def test_every_isa_equals_the_reference(case):
         assert (y.transpose(0, 2, 3, 1) if innermost else y).flags.c_contiguous
 
 
-@settings(max_examples=15)
+@cases(15)
 @given(
     case=convolutions(), out=st.sampled_from(FLOATS[:3]), activation=st.sampled_from(["relu", "gelu", "silu"])
 )
@@ -143,7 +144,7 @@ def test_large_images(shape, weight, groups, window, innermost):
 
 
 @needs_torch
-@settings(max_examples=20)
+@cases(20)
 @given(case=convolutions(), seed=st.integers(0, 1000))
 def test_the_sums_are_exact(case, seed):
     """With 127 in every sample the scale is 1: the result is the convolution of integers."""
@@ -153,7 +154,7 @@ def test_the_sums_are_exact(case, seed):
     stride, (top, bottom, left, right), dilation = as_window(**window, kernel=weight.shape[2:])
     framed = torch.nn.functional.pad(torch.from_numpy(q).double(), (left, right, top, bottom))
     integers = to_torch(np.array(weight)).double()
-    sums = torch.nn.functional.conv2d(framed, integers, None, stride, 0, dilation, groups)
+    sums = torch.nn.functional.conv2d(framed, integers, None, stride, 0, dilation, groups).long()  # no -0.0
     packed = octavo.pack_conv_weight(weight, np.ones(len(weight), np.float32), groups=groups)
     for label, y in on_every_isa(lambda: octavo.int8_conv2d(q, packed, **window), (1,)):
         assert_same(y, sums.numpy().astype(np.float32), label)
@@ -302,7 +303,7 @@ def test_errors():
 
 
 @needs_torch
-@settings(max_examples=15)
+@cases(15)
 @given(case=convolutions())
 @example(
     case=(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import cuda_parity
@@ -24,7 +24,7 @@ from cuda_parity import Adapter
 from octavo.ops import operand
 from octavo.ops.op import OPS
 from octavo.runtime import arrays, backends, routing
-from strategies import assert_same, needs_torch, to_numpy, to_torch, torch
+from strategies import assert_same, cases, needs_torch, to_numpy, to_torch, torch
 
 BUILD = Path(__file__).parent.parent / "build/cpp-tests"
 MAX_ELEMENTS = 1 << 11  # the emulator is slow
@@ -89,7 +89,7 @@ def on_torch(cuda, monkeypatch) -> Adapter:
 
 
 def run(check, adapter, examples):
-    @settings(max_examples=examples)
+    @cases(examples)
     @given(st.data())
     def example(data):
         check(adapter, data)

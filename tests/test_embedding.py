@@ -7,7 +7,7 @@ import pickle
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import guard
@@ -16,6 +16,7 @@ from octavo.reference import numpy as reference
 from strategies import (
     FLOATS,
     assert_same,
+    cases,
     float_arrays,
     int8_arrays,
     isas,
@@ -157,7 +158,7 @@ def test_bags_are_those_of_torch(mode):
 # ---- native against reference ----
 
 
-@settings(max_examples=40)
+@cases(40)
 @given(lookups(), st.sampled_from(FLOATS))
 def test_lookups_have_the_references_bits(lookup, out_dtype):
     indices, weight, scale = lookup
@@ -167,7 +168,7 @@ def test_lookups_have_the_references_bits(lookup, out_dtype):
         assert_same(y, want, label)
 
 
-@settings(max_examples=60)
+@cases(60)
 @given(bags())
 def test_bags_have_the_references_bits(bag):
     arguments, named = bag
@@ -179,7 +180,7 @@ def test_bags_have_the_references_bits(bag):
 
 
 @needs_torch
-@settings(max_examples=30)
+@cases(30)
 @given(bags())
 def test_torch_bags_have_the_references_bits(bag):
     arguments, named = bag

@@ -10,7 +10,7 @@ import pickle
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import guard
@@ -20,6 +20,7 @@ from strategies import (
     FLOATS,
     assert_close_ulp,
     assert_same,
+    cases,
     cast,
     dtype_of,
     float_arrays,
@@ -71,7 +72,7 @@ def check_everywhere(call, pre, activation, out_dtype):
 # ---- packing ----
 
 
-@settings(max_examples=150)
+@cases(150)
 @given(st.data())
 def test_pack_weight_is_the_format_to_the_byte(data):
     _, n, k = data.draw(mnk())
@@ -95,7 +96,7 @@ def test_pack_weight_is_the_format_to_the_byte(data):
         assert (again.shape, again.layout) == ((n, k), layout)
 
 
-@settings(max_examples=60)
+@cases(60)
 @given(st.data())
 def test_pack_weight_of_floats_quantizes_rows(data):
     _, n, k = data.draw(mnk())
@@ -125,7 +126,7 @@ def test_a_packed_buffer_makes_a_weight_wherever_it_lies():
 # ---- integer products ----
 
 
-@settings(max_examples=800)
+@cases(800)
 @given(st.data())
 def test_int_mm(data):
     m, n, k = data.draw(mnk())
@@ -180,7 +181,7 @@ def linear_case(draw, activations):
     )
 
 
-@settings(max_examples=800)
+@cases(800)
 @given(linear_case(EXACT), st.sampled_from([0, 0, 2]), st.booleans())
 def test_int8_linear(case, pad, symmetric):
     x, weight, weight_scale, bias, activation, out_dtype = case
@@ -193,7 +194,7 @@ def test_int8_linear(case, pad, symmetric):
     assert untouched(out, pad)
 
 
-@settings(max_examples=400)
+@cases(400)
 @given(linear_case(SMOOTH))
 def test_int8_linear_with_an_activation(case):
     x, weight, weight_scale, bias, activation, out_dtype = case
@@ -230,7 +231,7 @@ def test_activations_of_any_float(activation, out_dtype):
     check_everywhere(lambda: octavo.int8_linear(x, weight, bias, **args), bias[None], activation, out_dtype)
 
 
-@settings(max_examples=100)
+@cases(100)
 @given(linear_case((*EXACT, *SMOOTH)), st.booleans())
 def test_a_row_does_not_depend_on_the_others(case, symmetric):
     x, weight, weight_scale, bias, activation, out_dtype = case
@@ -245,7 +246,7 @@ def test_a_row_does_not_depend_on_the_others(case, symmetric):
                 assert_same(octavo.int8_linear(x[i:], packed, bias, **args), whole[i:].copy(), isa)
 
 
-@settings(max_examples=60)
+@cases(60)
 @given(linear_case(EXACT))
 def test_a_weight_is_the_same_however_it_comes(case):
     x, weight, weight_scale, bias, activation, out_dtype = case
@@ -274,7 +275,7 @@ def shared_case(draw):
     return x, *map(list, zip(*layers, strict=True)), draw(st.sampled_from((None, *OUT_DTYPES)))
 
 
-@settings(max_examples=300)
+@cases(300)
 @given(shared_case(), st.sampled_from([0, 2]), st.booleans())
 def test_weights_that_share_an_input(case, pad, symmetric):
     x, weights, biases, activations, out_dtype = case
@@ -356,7 +357,7 @@ def scaled_case(draw):
     return a, a_scale, weight, weight_scale, bias, zero_point
 
 
-@settings(max_examples=500)
+@cases(500)
 @given(scaled_case(), st.sampled_from((*EXACT, *SMOOTH)), st.sampled_from(OUT_DTYPES))
 def test_scaled_int_mm(case, activation, out_dtype):
     a, a_scale, weight, weight_scale, bias, zero_point = case
@@ -398,7 +399,7 @@ def test_zero_points_at_the_limit_of_k():
 
 
 @needs_torch
-@settings(max_examples=150)
+@cases(150)
 @given(linear_case((*EXACT, *SMOOTH)), st.booleans())
 def test_torch_tensors_give_the_same_bits(case, symmetric):
     x, weight, weight_scale, bias, activation, out_dtype = case
@@ -422,7 +423,7 @@ def test_torch_tensors_give_the_same_bits(case, symmetric):
 
 
 @needs_torch
-@settings(max_examples=120)
+@cases(120)
 @given(linear_case((*EXACT, *SMOOTH)))
 def test_the_callers_flush_to_zero_changes_nothing(case):
     x, weight, weight_scale, bias, activation, out_dtype = case
@@ -454,7 +455,7 @@ def test_denormal_scales_and_biases_count_even_where_the_caller_flushes_them():
 
 
 @needs_torch
-@settings(max_examples=100)
+@cases(100)
 @given(shared_case(), st.booleans())
 def test_torch_tensors_that_share_an_input_give_the_same_bits(case, symmetric):
     x, weights, biases, activations, out_dtype = case

@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import guard
@@ -17,6 +17,7 @@ from strategies import (
     BF16,
     FLOATS,
     assert_same,
+    cases,
     cast,
     float_arrays,
     flushing_denormals,
@@ -149,7 +150,7 @@ def test_it_is_as_accurate_as_eight_bits_can_be(k, dtype, centered):
 # ---- every instruction set ----
 
 
-@settings(max_examples=600)
+@cases(600)
 @given(norm_arguments())
 def test_norm_quantize(arguments):
     x, args = arguments
@@ -158,7 +159,7 @@ def test_norm_quantize(arguments):
         assert_all_same(actual, expected, label)
 
 
-@settings(max_examples=150)
+@cases(150)
 @given(norm_arguments(), st.sampled_from([0, 1, 5]), st.booleans())
 def test_into_out(arguments, pad, in_place):
     x, args = arguments
@@ -183,7 +184,7 @@ def test_into_out(arguments, pad, in_place):
             assert returned[name] is out, label
 
 
-@settings(max_examples=40)
+@cases(40)
 @given(norm_arguments(st.tuples(st.integers(1, 5), lengths)))
 def test_a_row_does_not_depend_on_the_others(arguments):
     x, args = arguments
@@ -212,7 +213,7 @@ def test_large_arrays(shape):
 
 
 @needs_torch
-@settings(max_examples=100)
+@cases(100)
 @given(norm_arguments(flavours=("tiny", "wide", "special", "normal", "huge")))
 def test_the_callers_flush_to_zero_changes_nothing(arguments):
     x, args = arguments
@@ -277,7 +278,7 @@ def test_a_row_that_is_not_finite_follows_from_the_arithmetic():
 
 
 @needs_torch
-@settings(max_examples=150)
+@cases(150)
 @given(norm_arguments())
 def test_torch_tensors_and_the_torch_reference_give_the_same_bits(arguments):
     from octavo.reference import torch as torch_reference

@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import guard
@@ -22,6 +22,7 @@ from strategies import (
     SPECIAL,
     THREADS,
     assert_same,
+    cases,
     cast,
     float_arrays,
     flushing_denormals,
@@ -76,7 +77,7 @@ def patterned(draw, max_tensors=1):
     return ws, {"pattern": pattern, **draw(how())}
 
 
-@settings(max_examples=1000)
+@cases(1000)
 @given(patterned())
 def test_prune_mask(case):
     (w,), args = case
@@ -85,7 +86,7 @@ def test_prune_mask(case):
         assert_same(actual, expected, label)
 
 
-@settings(max_examples=400)
+@cases(400)
 @given(patterned(max_tensors=4))
 def test_prune_masks_of_many_tensors_as_one(case):
     ws, args = case
@@ -96,7 +97,7 @@ def test_prune_masks_of_many_tensors_as_one(case):
             assert_same(got, want, label)
 
 
-@settings(max_examples=150)
+@cases(150)
 @given(patterned(), st.sampled_from([0, 3]))
 def test_prune_mask_into_out(case, pad):
     (w,), args = case
@@ -109,7 +110,7 @@ def test_prune_mask_into_out(case, pad):
         out.fill(False)
 
 
-@settings(max_examples=150)
+@cases(150)
 @given(ws=st.lists(float_arrays(shapes(max_elements=3000)), min_size=1, max_size=3), sparsity=AMOUNTS)
 def test_magnitude_threshold(ws, sparsity):
     expected = reference.magnitude_threshold(ws, sparsity)
@@ -120,7 +121,7 @@ def test_magnitude_threshold(ws, sparsity):
         assert_same(actual, alone, label)
 
 
-@settings(max_examples=150)
+@cases(150)
 @given(patterned(max_tensors=2))
 def test_prune_copies_and_prune_in_place(case):
     ws, args = case
@@ -149,7 +150,7 @@ def prune_both_ways(ws, args):
     return octavo.prune(ws, **args), in_place, returned
 
 
-@settings(max_examples=400)
+@cases(400)
 @given(case=patterned(), granularity=st.sampled_from(["row", "tensor", "group"]), with_out=st.booleans())
 def test_prune_quantize_is_prune_then_quantize(case, granularity, with_out):
     (w,), args = case
@@ -203,7 +204,7 @@ def test_patterns_on_large_tensors():
             assert_same(actual, expected, f"{args}, {label}")
 
 
-@settings(max_examples=60)
+@cases(60)
 @given(w=float_arrays(flavours=("normal", "special", "one special")), raising=st.sampled_from(FLOATS))
 def test_nonfinite_raise(w, raising):
     with np.errstate(all="ignore"):
@@ -282,7 +283,7 @@ HOSTILE += ("steps", "denormals", "nan", "the sample is small", "the sample is l
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-@settings(max_examples=6)
+@cases(6)
 @given(data=st.data())
 def test_selection_is_exact_whatever_the_sample_says(kind, data):
     n = SAMPLED + data.draw(st.integers(0, 20_000))
@@ -348,7 +349,7 @@ def test_global_selection_takes_little_memory():
 # ---- out ----
 
 
-@settings(max_examples=150)
+@cases(150)
 @given(patterned(max_tensors=3), st.sampled_from([0, 2]))
 def test_prune_into_out(case, pad):
     ws, args = case
@@ -421,7 +422,7 @@ def test_outputs_too_large_for_the_caches(at):
 # ---- bits ----
 
 
-@settings(max_examples=60)
+@cases(60)
 @given(
     shape=shapes(), seed=st.integers(0, 99), layout=st.sampled_from(["contiguous", "strided", "transposed"])
 )
@@ -433,7 +434,7 @@ def test_pack_mask_is_numpys_packbits(shape, seed, layout):
 
 
 @needs_torch
-@settings(max_examples=40)
+@cases(40)
 @given(shape=shapes(), seed=st.integers(0, 99))
 def test_pack_mask_of_torch_is_that_of_numpy(shape, seed):
     mask = np.random.default_rng(seed).random(shape) < 0.5
@@ -446,7 +447,7 @@ def test_pack_mask_of_torch_is_that_of_numpy(shape, seed):
 
 
 @needs_torch
-@settings(max_examples=200)
+@cases(200)
 @given(patterned(max_tensors=2))
 def test_torch_tensors_give_the_same_bits(case):
     ws, args = case
@@ -470,7 +471,7 @@ def test_torch_tensors_give_the_same_bits(case):
 
 
 @needs_torch
-@settings(max_examples=120)
+@cases(120)
 @given(patterned())
 def test_the_callers_flush_to_zero_changes_nothing(case):
     (w,), args = case

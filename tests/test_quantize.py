@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import guard
@@ -16,6 +16,7 @@ from strategies import (
     FLOATS,
     SPECIAL,
     assert_same,
+    cases,
     cast,
     dtype_of,
     float_arrays,
@@ -74,7 +75,7 @@ def assert_quantized(actual, expected, label):
         assert_same(got, want, f"{name}, {label}")
 
 
-@settings(max_examples=1000)
+@cases(1000)
 @given(st.data())
 def test_quantize(data):
     x = data.draw(float_arrays(st.one_of(shapes(), st.just(()))))
@@ -84,7 +85,7 @@ def test_quantize(data):
         assert_quantized(actual, expected, label)
 
 
-@settings(max_examples=400)
+@cases(400)
 @given(st.data())
 def test_quantize_with_a_given_scale(data):
     x = data.draw(float_arrays(flavours=("normal", "special", "huge", "tiny", "wide", "halves")))
@@ -95,7 +96,7 @@ def test_quantize_with_a_given_scale(data):
         assert_quantized(actual, expected, label)
 
 
-@settings(max_examples=150)
+@cases(150)
 @given(st.data())
 def test_quantize_into_out(data):
     x = data.draw(float_arrays())
@@ -111,7 +112,7 @@ def test_quantize_into_out(data):
         assert untouched(outs[0], pad), label
 
 
-@settings(max_examples=20)
+@cases(20)
 @given(st.data())
 def test_out_may_be_the_data_alone(data):
     x = data.draw(float_arrays((data.draw(small_sizes), 17)))
@@ -128,7 +129,7 @@ def quantize_into(x, args, expected, pad):
     return outs, octavo.quantize(x, **args, out=tuple(outs))
 
 
-@settings(max_examples=60)
+@cases(60)
 @given(x=float_arrays(st.tuples(st.integers(1, 5), small_sizes)), seed=seeds, symmetric=st.booleans())
 def test_a_row_does_not_depend_on_the_others(x, seed, symmetric):
     for label, whole in on_every_isa(lambda: octavo.quantize(x, symmetric=symmetric), threads=(1,)):
@@ -164,7 +165,7 @@ def test_stochastic_rounding_at_the_ends_of_u(seed, symmetric):
             assert_quantized(actual, reference.quantize(x, **args), f"{row}, {label}")
 
 
-@settings(max_examples=80)
+@cases(80)
 @given(st.data())
 def test_nonfinite_raise_tells_count_and_place(data):
     x = data.draw(float_arrays(flavours=("normal", "special", "one special", "wide")))
@@ -211,7 +212,7 @@ def dequantize_arguments(draw):
     return data, scale, zero_point, draw(st.sampled_from(FLOATS))
 
 
-@settings(max_examples=600)
+@cases(600)
 @given(dequantize_arguments(), st.sampled_from([0, 0, 3]))
 def test_dequantize(arguments, pad):
     data, scale, zero_point, dtype = arguments
@@ -245,7 +246,7 @@ def test_dequantize_rounds_every_kind_of_number(dtype):
 
 
 @needs_torch
-@settings(max_examples=150)
+@cases(150)
 @given(st.data())
 def test_torch_tensors_give_the_same_bits(data):
     x = data.draw(float_arrays())
@@ -264,7 +265,7 @@ def test_torch_tensors_give_the_same_bits(data):
 
 
 @needs_torch
-@settings(max_examples=150)
+@cases(150)
 @given(st.data())
 def test_the_callers_flush_to_zero_changes_nothing(data):
     x = data.draw(float_arrays(flavours=("tiny", "wide", "special", "normal", "huge")))

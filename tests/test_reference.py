@@ -10,7 +10,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from octavo.reference import numpy as reference
@@ -19,6 +19,7 @@ from strategies import (
     SPECIAL,
     assert_close_ulp,
     assert_same,
+    cases,
     cast,
     dtype_of,
     float_arrays,
@@ -87,7 +88,7 @@ def quantize_one_row(row: list[np.float32], symmetric: bool) -> tuple[list[int],
     return data, scale, None if symmetric else zero
 
 
-@settings(max_examples=300)
+@cases(300)
 @given(
     x=float_arrays(st.tuples(st.integers(1, 3), st.integers(0, 20)), layouts=["contiguous"]),
     symmetric=st.booleans(),
@@ -101,7 +102,7 @@ def test_quantize_rows_is_the_definition(x, symmetric):
         assert (None if zero_point is None else zero_point[i]) == expected_zero
 
 
-@settings(max_examples=50)
+@cases(50)
 @given(
     x=float_arrays(st.tuples(small_sizes, small_sizes)),
     symmetric=st.booleans(),
@@ -172,7 +173,7 @@ def test_the_generator_is_philox():
         assert reference._uniform(seed, 18).tolist() == [(w >> 8) / 2**24 for w in words[:18]]
 
 
-@settings(max_examples=50)
+@cases(50)
 @given(seed=st.integers(0, 2**64 - 1), v=st.floats(-126, 126, width=32))
 def test_stochastic_rounding_is_one_of_the_neighbours(seed, v):
     x = np.full(64, v, f32)
@@ -188,7 +189,7 @@ def test_stochastic_rounding_is_unbiased():
     assert abs(data.mean() - 0.3) < 0.01
 
 
-@settings(max_examples=100)
+@cases(100)
 @given(
     data=int8_arrays((2, 9)),
     scale=scales(2),
@@ -210,7 +211,7 @@ def test_dequantize_is_the_definition(data, scale, zero_point, dtype):
     assert_same(groups, reference.dequantize(data, scale, zero_point, dtype))
 
 
-@settings(max_examples=60)
+@cases(60)
 @given(st.data())
 def test_int_mm_is_exact(data):
     m, n, k = data.draw(mnk())
@@ -227,7 +228,7 @@ def test_int_mm_is_exact_at_the_limit_of_k():
     assert reference.int_mm(np.full((1, k), 255, np.uint8), a[:, :k].T).item() == -255 * 128 * k
 
 
-@settings(max_examples=60)
+@cases(60)
 @given(
     a=int8_arrays((3, 5)),
     weight=int8_arrays((4, 5)),
@@ -342,7 +343,7 @@ def test_block_format_byte_by_byte():
     assert buffer[tiles:].view(np.int8).tolist() == expected
 
 
-@settings(max_examples=80)
+@cases(80)
 @given(st.data())
 def test_unpack_gives_back_what_was_packed(data):
     _, n, k = data.draw(mnk())
@@ -360,7 +361,7 @@ def key(v) -> tuple[int, float]:
     return (1, 0.0) if math.isnan(m) else (0, m)
 
 
-@settings(max_examples=100)
+@cases(100)
 @given(
     ws=st.lists(float_arrays(shapes(max_elements=300)), min_size=1, max_size=3),
     sparsity=st.one_of(st.sampled_from([0.0, 0.5, 1.0]), st.floats(0, 1)),
@@ -378,7 +379,7 @@ def test_sparsity_prunes_the_k_smallest_lowest_index_first(ws, sparsity):
     assert math.isnan(t) if expected[0] else t == expected[1]
 
 
-@settings(max_examples=100)
+@cases(100)
 @given(w=float_arrays(), t=st.one_of(st.sampled_from([0.0, -0.0, -1e-300, 1.0, math.inf]), st.floats(-1, 5)))
 def test_threshold_and_ratio_are_the_definition(w, t):
     (mask,) = reference.prune_masks([w], threshold=t)
@@ -393,7 +394,7 @@ def test_threshold_and_ratio_are_the_definition(w, t):
     assert by_ratio.reshape(-1).tolist() == [math.isnan(v) or v > limit for v in mags.reshape(-1)]
 
 
-@settings(max_examples=100)
+@cases(100)
 @given(st.data())
 def test_n_of_m_keeps_the_n_largest(data):
     m = data.draw(st.integers(2, 8))
@@ -406,7 +407,7 @@ def test_n_of_m_keeps_the_n_largest(data):
             assert kept.tolist() == [i in best for i in range(m)]
 
 
-@settings(max_examples=60)
+@cases(60)
 @given(st.data())
 def test_unit_scores_are_the_definition(data):
     r, c = data.draw(st.sampled_from([(1, 1), (4, 16), (2, 3), (1, 9), (5, 2)]))
@@ -484,7 +485,7 @@ def test_pruned_elements_are_positive_zero():
 
 
 @needs_torch
-@settings(max_examples=100)
+@cases(100)
 @given(
     x=float_arrays(),
     symmetric=st.booleans(),
@@ -514,7 +515,7 @@ def test_torch_reference_quantizes_to_the_same_bits(x, symmetric, seed, given_sc
 
 
 @needs_torch
-@settings(max_examples=60)
+@cases(60)
 @given(st.data())
 def test_torch_reference_multiplies_to_the_same_bits(data):
     from octavo.reference import torch as torch_reference
@@ -540,7 +541,7 @@ def test_torch_reference_multiplies_to_the_same_bits(data):
 
 
 @needs_torch
-@settings(max_examples=60)
+@cases(60)
 @given(
     ws=st.lists(
         float_arrays(st.sampled_from([(8, 16), (4, 32), (3, 8, 32), (0, 16), (16,)])), min_size=1, max_size=3

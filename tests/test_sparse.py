@@ -9,7 +9,7 @@ import pickle
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import guard
@@ -23,6 +23,7 @@ from strategies import (
 from strategies import (
     THREADS,
     assert_same,
+    cases,
     cast,
     float_arrays,
     int8_arrays,
@@ -89,7 +90,7 @@ def exact(a: np.ndarray, weight: np.ndarray) -> np.ndarray:
 # ---- what a packed weight holds ----
 
 
-@settings(max_examples=200)
+@cases(200)
 @given(st.data())
 def test_what_was_packed_comes_back(data):
     n, k = data.draw(st.sampled_from(COLUMNS)), data.draw(st.sampled_from(TERMS))
@@ -114,7 +115,7 @@ def test_what_was_packed_comes_back(data):
             assert_same(back_scale, scale, label)
 
 
-@settings(max_examples=100)
+@cases(100)
 @given(st.data())
 def test_a_sparse_layout_takes_as_few_bytes_as_it_promises(data):
     n, k = data.draw(st.sampled_from(COLUMNS)), data.draw(st.sampled_from(TERMS))
@@ -143,7 +144,7 @@ def test_float_weights_are_quantized_first(layout):
 # ---- products ----
 
 
-@settings(max_examples=300)
+@cases(300)
 @given(st.data())
 def test_int_mm(data):
     m, n, k = data.draw(sizes())
@@ -160,7 +161,7 @@ def test_int_mm(data):
     assert_same(exact(a, weight)[:3], reference.int_mm(a, weight.T)[:3])
 
 
-@settings(max_examples=200)
+@cases(200)
 @given(st.data())
 def test_int8_linear(data):
     m, n, k = data.draw(sizes())
@@ -188,7 +189,7 @@ def test_int8_linear(data):
                 assert_same(octavo.int8_linear(x, packed, bias, **args), pre, packed.layout)
 
 
-@settings(max_examples=150)
+@cases(150)
 @given(st.data())
 def test_scaled_int_mm(data):
     m, n, k = data.draw(sizes())
@@ -208,7 +209,7 @@ def test_scaled_int_mm(data):
             assert_same(actual, expected, f"{packed.layout}, {label}")
 
 
-@settings(max_examples=100)
+@cases(100)
 @given(st.data())
 def test_weights_of_different_layouts_share_an_input(data):
     m, _, k = data.draw(sizes())
@@ -482,7 +483,7 @@ def test_damaged_indices_are_refused():
 
 
 @pytest.mark.parametrize("layout", SPARSE)
-@settings(max_examples=150)
+@cases(150)
 @given(st.data())
 def test_damage_is_refused_or_harmless(layout, data):
     """Where it is not seen, the buffer holds another weight, one for all; nothing is read beyond its end."""

@@ -6,12 +6,12 @@ import copy
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import octavo
 from octavo.reference import numpy as reference
-from strategies import assert_same, float_arrays, shapes, to_numpy, to_torch
+from strategies import assert_same, cases, float_arrays, shapes, to_numpy, to_torch
 
 torch = pytest.importorskip("torch")
 
@@ -81,7 +81,7 @@ def weights(draw, shape=None, flavours=None):
     return draw(float_arrays(draw(shapes(max_elements=3000)) if shape is None else shape, **more))
 
 
-@settings(max_examples=200)
+@cases(200)
 @given(data=st.data(), w=weights())
 def test_l1_unstructured_is_the_definition(data, w):
     amount = data.draw(amounts(w.size))
@@ -95,7 +95,7 @@ def test_l1_unstructured_is_the_definition(data, w):
     assert holder.weight_mask.is_contiguous()
 
 
-@settings(max_examples=150)
+@cases(150)
 @given(
     w=weights(),
     limit=st.one_of(st.sampled_from([0.0, 0.5, 1.0, -1.0, float("inf")]), st.floats(0, 3)),
@@ -121,7 +121,7 @@ def grouped(draw):
     return w, f"{n}:{m}", before
 
 
-@settings(max_examples=150)
+@cases(150)
 @given(grouped())
 def test_n_m_is_the_definition_of_what_is_left(case):
     w, pattern, before = case
@@ -148,7 +148,7 @@ def in_units(draw):
     return w, pattern, before & (rng.random(shape) < draw(st.sampled_from([0.7, 1.0]))), (r, c), grid
 
 
-@settings(max_examples=200)
+@cases(200)
 @given(st.data(), in_units())
 def test_units_are_the_definition_of_what_is_left(data, case):
     w, pattern, before, (r, c), grid = case
@@ -169,7 +169,7 @@ def test_units_are_the_definition_of_what_is_left(data, case):
         assert_same(to_numpy(mask) != 0, reference.prune_masks([w], sparsity=share, pattern=pattern)[0])
 
 
-@settings(max_examples=100)
+@cases(100)
 @given(data=st.data(), w=weights(flavours=FINITE))
 def test_a_second_amount_counts_what_the_first_has_left(data, w):
     first, second = data.draw(st.floats(0, 1)), data.draw(st.floats(0, 1))

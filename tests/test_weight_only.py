@@ -7,7 +7,7 @@ import pickle
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import guard
@@ -18,6 +18,7 @@ from strategies import (
     FLOATS,
     PEAK_MEMORY,
     assert_same,
+    cases,
     float_arrays,
     flushing_denormals,
     int8_arrays,
@@ -106,7 +107,7 @@ def test_it_is_the_product_and_nothing_is_quantized_but_the_weight():
 # ---- native against reference ----
 
 
-@settings(max_examples=60)
+@cases(60)
 @given(products(), st.sampled_from((None, *OUT_DTYPES)), st.booleans())
 def test_every_isa_and_thread_count_gives_the_references_bits(product, out_dtype, packed):
     x, weight, scale, bias = product
@@ -122,7 +123,7 @@ def test_every_isa_and_thread_count_gives_the_references_bits(product, out_dtype
 
 
 @needs_torch
-@settings(max_examples=25)
+@cases(25)
 @given(products())
 def test_torch_and_its_reference_give_the_same_bits(product):
     x, weight, scale, bias = product

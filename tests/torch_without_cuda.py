@@ -15,7 +15,7 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
-_SYMBOL = re.compile(r"(?:__cuda|cu|nccl|nvrtc)")
+_SYMBOL = re.compile(r"(?:__cuda|cu|nccl|nvrtc|nvshmem)")
 _LIBRARY = re.compile(r"lib(?:cu|nccl|nv).*\.so\.\d+")
 _NO_DEVICE = 100  # cudaErrorNoDevice
 
