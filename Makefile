@@ -9,6 +9,7 @@ WERROR ?= OFF
 VENV := .venv
 BIN := $(VENV)/bin
 OLDEST := .venv-oldest
+DOCS := .venv-docs
 # pip shows its progress on a terminal and stays out of logs.
 QUIET := $(shell [ -t 2 ] || echo --quiet)
 INSTALL_FROM_PIP := -m pip --disable-pip-version-check install $(QUIET)
@@ -25,7 +26,7 @@ OTHER_TORCH := $(CURDIR)/$(OLDEST)/bin/python
 NO_CUDA := --config-settings=cmake.define.OCTAVO_CUDA=OFF
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-torch test-cpp test-races test-arm cuda test-cuda gpu lint format bench demo clean
+.PHONY: help build test test-torch test-cpp test-races test-arm cuda test-cuda gpu lint format bench docs demo clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -89,8 +90,13 @@ bench: $(VENV)/.bench  ## octavo against its peers, in a short form
 	$(BIN)/python bench/bench_sparse.py --quick
 	$(BIN)/python bench/models.py --quick
 
+# --strict: a broken link or a name that the reference does not find is an error.
+docs: $(DOCS)/.ready  ## the guides and the API reference as web pages, in build/docs
+	@NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict --quiet
+	@echo "$(CURDIR)/build/docs/index.html"
+
 clean:  ## remove .venv, build and every cache
-	rm -rf $(VENV) $(OLDEST) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) $(DOCS) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(VENV)/.tools: Makefile
@@ -107,6 +113,12 @@ $(OLDEST)/.ready: Makefile tests/torch_without_cuda.py
 	@$(OLDEST)/bin/python $(INSTALL_FROM_PIP) filelock fsspec jinja2 networkx setuptools sympy typing-extensions \
 	  numpy 'pytest>=9.0' 'hypothesis>=6.100' 'ml_dtypes>=0.4'
 	@$(OLDEST)/bin/python tests/torch_without_cuda.py
+	@touch $@
+
+$(DOCS)/.ready: requirements/docs.txt
+	@echo "setting up $(DOCS): what builds the docs"
+	@$(PYTHON) -m venv $(DOCS)
+	@$(DOCS)/bin/python $(INSTALL_FROM_PIP) -r $<
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.tools $(SOURCES)
