@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import os
 import re
@@ -18,6 +19,7 @@ CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 PAGES = [ROOT / "README.md", CONTRIBUTING, *sorted((ROOT / "docs").rglob("*.md"))]
 REFERENCE = ROOT / "docs" / "reference"
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SPAN = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
@@ -31,7 +33,7 @@ def prose(page: Path) -> str:
 
 def spans() -> list[str]:
     """What stands in backticks in the running text, without repetition."""
-    return sorted({span for page in PAGES for span in re.findall(r"`([^`\n]+)`", prose(page))})
+    return sorted({span for page in PAGES for span in SPAN.findall(prose(page))})
 
 
 def tree() -> list[str]:
@@ -144,6 +146,25 @@ def anchors(page: Path) -> set[str]:
     """The ids that a site gives the titles of a page."""
     titles = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
     return {re.sub(r"[^\w\s-]", "", title).strip().lower().replace(" ", "-") for title in titles}
+
+
+def test_errors_page_has_the_texts() -> None:
+    """What the tables quote, but for `...`, is said somewhere in octavo."""
+    said = [
+        node.value
+        for file in (ROOT / "python" / "octavo").rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    page = ROOT / "docs" / "guides" / "errors.md"
+    quoted = [
+        span
+        for cell in re.findall(r"^\| (`.+?) \|", page.read_text(), re.MULTILINE)
+        for span in SPAN.findall(cell)
+    ]
+    for text in quoted:
+        for part in text.split("..."):
+            assert any(part in each for each in said), text
 
 
 def test_site_has_every_page() -> None:
