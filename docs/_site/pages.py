@@ -50,8 +50,6 @@ def _code(match: re.Match[str]) -> str:
 
 
 class Docstrings(griffe.Extension):
-    """Turns the lines `name: text` of a docstring into a list, and keeps the rest as it is."""
-
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         if obj.docstring is not None:
             known = {each.name for each in getattr(obj, "parameters", ())} | obj.members.keys()
@@ -69,9 +67,18 @@ class Docstrings(griffe.Extension):
         itself = griffe.Parameter("self", kind=positional)
         cls.set_member("__init__", griffe.Function("__init__", parameters=griffe.Parameters(itself, *fields)))
 
+    def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
+        """Finds what a package imports under the name of the file that it is in: griffe finds the file."""
+        for path in PUBLIC - {"octavo.nn"}:
+            parent, _, name = path.rpartition(".")
+            package = pkg.modules_collection[parent]
+            found = package.members[name]
+            if found.is_module:
+                package.members[name] = griffe.Alias(name, found.members[name], parent=package)
+
 
 def as_markdown(docstring: str, known: Collection[str]) -> str:
-    """known: the names of parameters and attributes, which begin an item of a list."""
+    """Turns the lines `name: text` of a docstring, the name being known, into a list; the rest stays."""
     name = "(?:" + "|".join(sorted(known, key=len, reverse=True)) + ")"
     names = re.compile(rf"({name}(?:, {name})*(?:\([\w, ]*\))?): ") if known else re.compile("(?!)")
     lines = [""]
