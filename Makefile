@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 OLDEST := .venv-oldest
 NEWEST := .venv-newest
 CUDA := .venv-cuda
+DOCS := .venv-docs
 # pip shows its progress on a terminal and stays out of logs.
 QUIET := $(shell [ -t 2 ] || echo --quiet)
 PIP := bin/python -m pip --disable-pip-version-check install $(QUIET)
@@ -32,7 +33,7 @@ endif
 .NOTPARALLEL:
 export OCTAVO_TEST_DEEP
 .DEFAULT_GOAL := help
-.PHONY: help build test test-torch test-newest test-deep test-cpp test-races test-arm cuda test-cuda gpu lint format bench demo lock clean
+.PHONY: help build test test-torch test-newest test-deep test-cpp test-races test-arm cuda test-cuda gpu lint format bench docs demo lock clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -104,8 +105,13 @@ bench: $(VENV)/.locked-bench $(VENV)/.octavo  ## octavo against its peers, in a 
 	$(BIN)/python bench/bench_sparse.py --quick
 	$(BIN)/python bench/models.py --quick
 
+# --strict: a broken link or a name that the reference does not find is an error.
+docs: $(DOCS)/.locked  ## the guides and the API reference as web pages, in build/docs
+	@NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict --quiet
+	@echo "$(CURDIR)/build/docs/index.html"
+
 clean:  ## remove every .venv, build and every cache
-	rm -rf $(VENV) $(OLDEST) $(NEWEST) $(CUDA) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) $(NEWEST) $(CUDA) $(DOCS) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # ---- environments ----
@@ -127,6 +133,12 @@ $(NEWEST)/.locked: build/newest.txt tests/torch_without_cuda.py
 
 $(CUDA)/.locked: requirements/cuda.txt
 	@echo "setting up $(@D): $<, a download of 4 GB"
+	@$(PYTHON) -m venv $(@D)
+	@$(@D)/$(PIP) --no-deps -r $<
+	@touch $@
+
+$(DOCS)/.locked: requirements/docs.txt
+	@echo "setting up $(@D): $<"
 	@$(PYTHON) -m venv $(@D)
 	@$(@D)/$(PIP) --no-deps -r $<
 	@touch $@
@@ -160,6 +172,7 @@ lock: build/uv/bin/uv  ## the newest versions, but for those of requirements/hel
 	$(LOCK) $(WITHOUT_CUDA) requirements/demo.in --extra demo pyproject.toml -c requirements/dev.txt -o requirements/demo.txt
 	$(LOCK) $(WITHOUT_CUDA) requirements/bench.in --extra bench pyproject.toml -c requirements/dev.txt -o requirements/bench.txt
 	$(LOCK) $(WITHOUT_CUDA) requirements/oldest.in -o requirements/oldest.txt
+	$(LOCK) requirements/docs.in -o requirements/docs.txt
 	$(LOCK) requirements/cuda.in -c requirements/dev.txt -o requirements/cuda.txt
 
 .PHONY: build/newest.txt

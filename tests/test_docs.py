@@ -1,7 +1,8 @@
-"""README and CONTRIBUTING: what they name exists, what they tell you to type runs."""
+"""README, CONTRIBUTING, docs: what they name exists, what they tell you to type runs, no link is dead."""
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import os
 import re
@@ -14,22 +15,29 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
+PAGES = [ROOT / "README.md", CONTRIBUTING, *sorted((ROOT / "docs").rglob("*.md"))]
+REFERENCE = ROOT / "docs" / "reference"
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SPAN = re.compile(r"`([^`\n]+)`")
+LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
-def blocks(language: str) -> list[str]:
-    return [code for page in PAGES for kind, code in BLOCK.findall(page.read_text()) if kind == language]
+def blocks(language: str, *pages: Path) -> list[str]:
+    return [code for page in pages for kind, code in BLOCK.findall(page.read_text()) if kind == language]
+
+
+def prose(page: Path) -> str:
+    return BLOCK.sub("", page.read_text())
 
 
 def spans() -> list[str]:
-    """What stands in backticks or is linked to in the running text, without repetition."""
-    text = "\n".join(BLOCK.sub("", page.read_text()) for page in PAGES)
-    return sorted(set(re.findall(r"`([^`\n]+)`", text)) | set(re.findall(r"\]\(([^)#]+)\)", text)))
+    """What stands in backticks in the running text, without repetition."""
+    return sorted({span for page in PAGES for span in SPAN.findall(prose(page))})
 
 
 def tree() -> list[str]:
-    return [line.split()[0] for code in blocks("text") for line in code.splitlines()]
+    return [line.split()[0] for code in blocks("text", CONTRIBUTING) for line in code.splitlines()]
 
 
 def is_path(span: str) -> bool:
@@ -43,7 +51,7 @@ def is_command(span: str) -> bool:
 
 
 def commands() -> list[str]:
-    lines = [line for code in blocks("sh") for line in code.splitlines()]
+    lines = [line for code in blocks("sh", *PAGES) for line in code.splitlines()]
     return sorted({*lines, *filter(is_command, spans())})
 
 
@@ -62,8 +70,8 @@ def run(*command: str, environment: dict[str, str] | None = None) -> None:
 
 @pytest.mark.parametrize("path", sorted({*filter(is_path, spans()), *tree()}))
 def test_path_exists(path: str) -> None:
-    # Only a set-up tree has .venv, and a test must also pass outside of one.
-    if path != ".venv":
+    # Only a tree that has been used has .venv and build, and a test must also pass in a fresh one.
+    if path != ".venv" and not path.startswith("build/"):
         assert list(ROOT.glob(re.sub(r"<\w+>", "*", path).rstrip("/"))), path
 
 
@@ -110,13 +118,84 @@ def isas_available() -> list[str]:
     return _core.isas_available()
 
 
-@pytest.mark.parametrize("code", blocks("python"))
-def test_example_runs(code: str) -> None:
-    if "import torch" in code:
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks("python", page)], ids=name_of)
+def test_examples_run(page: Path) -> None:
+    if "import torch" in page.read_text():
         pytest.importorskip("torch")
-    if "force_isa" in code and not isas_available():
+    if not isas_available():
         pytest.skip("the native module is missing")
-    run(sys.executable, "-c", code)
+    run(sys.executable, "tests/run_examples.py", str(page))
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=name_of)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in LINK.findall(prose(page)):
+        if link.startswith("https://"):
+            continue
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def anchors(page: Path) -> set[str]:
+    """The ids that a site gives the titles of a page."""
+    titles = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\s-]", "", title).strip().lower().replace(" ", "-") for title in titles}
+
+
+def test_errors_page_has_the_texts() -> None:
+    """What the tables quote, but for `...`, is said somewhere in octavo."""
+    said = [
+        node.value
+        for file in (ROOT / "python" / "octavo").rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    page = ROOT / "docs" / "guides" / "errors.md"
+    quoted = [
+        span
+        for cell in re.findall(r"^\| (`.+?) \|", page.read_text(), re.MULTILINE)
+        for span in SPAN.findall(cell)
+    ]
+    for text in quoted:
+        for part in text.split("..."):
+            assert any(part in each for each in said), text
+
+
+def test_site_has_every_page() -> None:
+    listed = re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    own = {"index.md", "contributing.md", "changelog.md"}  # README, CONTRIBUTING and CHANGELOG
+    assert sorted(listed) == sorted({page.relative_to(ROOT / "docs").as_posix() for page in PAGES[2:]} | own)
+
+
+def test_reference_has_every_public_name() -> None:
+    pytest.importorskip("torch")
+    import octavo
+
+    pages = "\n".join(page.read_text() for page in REFERENCE.glob("*.md"))
+    described = set(re.findall(r"^::: (\S+)$", pages, re.MULTILINE))
+    # octavo.nn has some of octavo's names again: described once
+    nn = {f"octavo.nn.{name}" for name in octavo.nn.__all__ if name not in octavo.__all__}
+    assert described == {f"octavo.{name}" for name in octavo.__all__} | nn
+    for name in octavo.nn.__all__:
+        if name in octavo.__all__:
+            assert getattr(octavo, name) is getattr(octavo.nn, name)
+
+
+def test_reference_has_every_torch_op() -> None:
+    torch = pytest.importorskip("torch")
+    import octavo
+
+    assert octavo.nn  # registers them
+    names = {schema.name for schema in torch._C._jit_get_all_schemas()}
+    found = {name.removeprefix("octavo::") for name in names if name.startswith("octavo::")}
+    listed = re.findall(r"^\| `(\w+)` \|", (REFERENCE / "torch_ops.md").read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted(found)
 
 
 def test_help_lists_every_target() -> None:
