@@ -74,7 +74,13 @@ def test_the_reference_backend_runs_no_native_kernel(monkeypatch):
     import octavo.runtime.routing
 
     stub = type("Stub", (), {"__getattr__": lambda self, name: refuse})()
-    for module in (octavo.runtime.routing, octavo.ops.linear, octavo.ops.operand, octavo.ops.weight_only):
+    for module in (
+        octavo.runtime.routing,
+        octavo.ops.linear,
+        octavo.ops.operand,
+        octavo.ops.quantize,
+        octavo.ops.weight_only,
+    ):
         monkeypatch.setattr(module, "_core", stub)
     x = np.ones((4, 8), np.float32)
     with octavo.use_backend("reference"):

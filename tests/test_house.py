@@ -30,7 +30,7 @@ FLOORS = [
     ["nn/__init__.py"],
     ["storage/", "report.py", "parallel/"],
     ["export/", "compress/", "serving/"],
-    ["integrations/", "cli.py", "__init__.py"],
+    ["integrations/", "cli.py", "old_paths.py", "__init__.py"],
 ]
 NATIVE, ITS_OWNER = ("_core", "_cuda"), "runtime/backends.py"
 

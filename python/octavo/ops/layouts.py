@@ -8,12 +8,12 @@ import numpy as np
 
 from ..runtime.arrays import (
     Array,
+    address_of,
     check_dtype,
     check_shape,
     contiguous,
     empty,
     on_cuda,
-    pointer,
     to_host,
 )
 
@@ -158,20 +158,16 @@ def check_scale(scale: Array | None, name: str, n: int) -> None:
 def aligned(buffer: Array) -> Array:
     """The buffer, or a copy of it where it is not contiguous and 64-byte aligned as the kernels want it."""
     buffer = contiguous(buffer)
-    if not _address(buffer) % _ALIGNMENT:
+    if not address_of(buffer) % _ALIGNMENT:
         return buffer
     copy = aligned_empty(buffer.shape[0], buffer)
     copy[:] = buffer
     return copy
 
 
-def _address(x: Array) -> int:
-    return x.ctypes.data if isinstance(x, np.ndarray) else pointer(x)
-
-
 def aligned_empty(nbytes: int, like: Array) -> Array:
     if not isinstance(like, np.ndarray):
         return empty((nbytes,), "uint8", like)  # torch aligns to 64 bytes, on a device it and CuPy to 512
     raw = np.empty(nbytes + _ALIGNMENT, np.uint8)
-    offset = -_address(raw) % _ALIGNMENT
+    offset = -address_of(raw) % _ALIGNMENT
     return raw[offset : offset + nbytes]

@@ -18,6 +18,7 @@ from ..runtime.arrays import (
     is_array,
     kind_of,
     mark_written,
+    needs_dispatcher,
     plain_address,
     pointer,
     pointer_of,
@@ -73,12 +74,22 @@ def int8_linear(
     be None); activation is one for all or such a list; out_dtype is one for all. ValueError for an empty
     list, or for lists of other lengths.
     """
+    outs = None if out is None else [("out", out)]
+    if type(weight) is PackedWeight and (type(x) is np.ndarray or not needs_dispatcher(x, bias)):
+        # what INT8_LINEAR would try first, a call earlier
+        single: Any = activation
+        found = (
+            tiny_int8_linear(x, weight, None, bias, single, out_dtype, symmetric, outs)
+            if backends.native
+            else None
+        )
+        if found is not None:
+            return found
     name = None if out_dtype is None else as_dtype_name(out_dtype, "out_dtype", OUT)
     if isinstance(weight, (list, tuple)) and not isinstance(weight, Quantized):
         return _shared(x, weight, bias, activation, name, symmetric, out)
     if type(weight) is not PackedWeight:
         weight = as_packed_weight(weight)
-    outs = None if out is None else [("out", out)]
     return INT8_LINEAR(x, weight, None, bias, activation, name, symmetric, out=outs)
 
 
@@ -205,7 +216,7 @@ def _is_empty(bias: Array | None) -> bool:
     return is_array(bias) and tuple(bias.shape) == (0,)  # type: ignore[union-attr]
 
 
-def _tiny(
+def tiny_int8_linear(
     x: Array,
     weight: PackedWeight | Array,
     weight_scale: Array | None,
@@ -213,7 +224,6 @@ def _tiny(
     activation: str | None = None,
     out_dtype: Any = None,
     symmetric: bool = True,
-    *,
     out: Sequence[Out] | None = None,
 ) -> Array | None:
     """What the plan does for contiguous arrays of the usual dtypes on the CPU; None where others come.
@@ -227,7 +237,7 @@ def _tiny(
         x_address = plain_address(x, buffer)
         if not x_address or scale is None:
             return None
-        packed = weight.record or weight.make_record()
+        packed = None
     else:
         known = tiny_weight(weight, weight_scale)
         if known is None:
@@ -254,11 +264,16 @@ def _tiny(
     else:
         result = np.empty((*lead, n), x.dtype) if type(x) is np.ndarray else x.new_empty(*lead, n)
     if type(x) is np.ndarray:
+        weight_address = _core.address(buffer)
         scale_address, address = _core.address(scale), _core.address(result)
     elif buffer.is_cpu:
+        weight_address = buffer.data_ptr()
         scale_address, address = scale.data_ptr(), pointer(result)
     else:
         return None
+    if packed is None:
+        checked = weight._native  # type: ignore[union-attr]
+        packed = checked[1] if checked[0] == weight_address else weight._at(weight_address)
     target = _core.Target(
         packed,
         scale=scale_address,
@@ -311,7 +326,7 @@ def _tiny_shared(
     *,
     out: Sequence[Out] | None = None,
 ) -> list[Array] | None:
-    """_tiny with a list of weights."""
+    """tiny_int8_linear with a list of weights."""
     if out_dtype is not None or out is not None or not len(weights):
         return None
     first = weights[0]
@@ -333,7 +348,7 @@ def _tiny_shared(
             )
             if scale is None or not on_cpu:
                 return None
-            packed = weight.record or weight.make_record()
+            packed = weight._at(at(buffer))
         else:
             known = tiny_weight(weight, weight_scale)
             if known is None:
@@ -395,7 +410,7 @@ INT8_LINEAR = Op(
     "ScalarType? out_dtype=None, bool symmetric=True) -> Tensor",
     _plan,
     "linear",
-    tiny=_tiny,
+    tiny=tiny_int8_linear,
 )
 
 # An empty bias is no bias, and "" no activation: autograd does not see into a list with None, and a schema

@@ -98,41 +98,49 @@ class Op:
         By torch's dispatcher, where results that this call does not have are empty, if torch has to see the
         call; else by run().
         """
-        if type(arguments[0]) is not np.ndarray and _must_trace([arguments[i] for i in self._tensors]):
+        if type(arguments[0]) is not np.ndarray and needs_dispatcher(*_flat(arguments, self._tensors)):
             return self.trace(arguments, out)
-        return self.run(*arguments, out=out)
+        if self.tiny is not None and backends.native:
+            short = self.tiny(*arguments, out=out)
+            if short is not None:
+                return short
+        found = self.compute(self.plan(*arguments), out)
+        return found[0] if self.returns_one else found
 
     def run(self, *arguments: Any, out: Sequence[Out] | None = None, **keywords: Any) -> Any:
         """The result, or a list of them with None for those that this call does not have."""
         if self.tiny is not None and backends.native:
-            found = self.tiny(*arguments, out=out, **keywords)
-            if found is not None:
-                return found
+            short = self.tiny(*arguments, out=out, **keywords)
+            if short is not None:
+                return short
         found = self.compute(self.plan(*arguments, **keywords), out)
         return found[0] if self.returns_one else found
 
     def compute(self, plan: Plan, out: Sequence[Out] | None = None) -> list[Array | None]:
         """The results of a planned call."""
         like, _, results, native, reference, check = plan
+        if not results:  # of an empty list
+            return []
         if out is not None:
             self._check_outs(out, plan)
         if check is not None:
             check()
         engine = native_for(like, *self.families)
         if engine is None:
-            found = reference(reference_for(like, *self.families))
-            found = found if isinstance(found, (tuple, list)) else [found]
-            found = [None if r[0] is None else f for r, f in zip(results, found, strict=True)]
-            if isinstance(like, np.ndarray):  # NumPy makes numbers of what has no dimensions
-                found = [None if each is None else np.asarray(each) for each in found]
+            found = _as_arrays(reference(reference_for(like, *self.families)), results, like)
         else:
-            if out is None:
-                found = [_allocated(result, like) for result in results]
-            else:
-                found = [
-                    _allocated(result, like) if each is None else _writable(result, each[1])
-                    for result, each in zip(results, out, strict=True)
-                ]
+            found = []
+            for i, (shape, dtype, layout) in enumerate(results):
+                given = None if out is None else out[i]
+                if given is not None:
+                    each = (writable_rows if layout == "rows" else writable)(given[1], dtype)
+                elif shape is None:
+                    each = None
+                elif layout == "channels_last":
+                    each = empty_channels_last(shape, dtype, like)
+                else:
+                    each = empty(shape, dtype, like)
+                found.append(each)
             native(engine, *found)
         if out is not None:
             found = [f if each is None else store(each[1], f) for each, f in zip(out, found, strict=True)]
@@ -211,14 +219,15 @@ def _lower(*arguments: Any) -> tuple[Any, ...]:
     return tuple(found)
 
 
-def _must_trace(tensors: Sequence[Any]) -> bool:
-    flat: list[Any] = []
-    for each in tensors:
+def _flat(arguments: Sequence[Any], where: Sequence[int]) -> list[Any]:
+    found: list[Any] = []
+    for i in where:
+        each = arguments[i]
         if isinstance(each, (list, tuple)):
-            flat += each
-        else:
-            flat.append(each)
-    return needs_dispatcher(*flat)
+            found += each
+        elif each is not None:
+            found.append(each)
+    return found
 
 
 def _plain(value: Any) -> Any:
@@ -226,15 +235,13 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _allocated(result: Result, like: Array) -> Array | None:
-    shape, dtype, layout = result
-    if shape is None:
-        return None
-    return empty_channels_last(shape, dtype, like) if layout == "channels_last" else empty(shape, dtype, like)
-
-
-def _writable(result: Result, out: Array) -> Array:
-    return writable_rows(out, result[1]) if result[2] == "rows" else writable(out, result[1])
+def _as_arrays(found: Any, results: Sequence[Result], like: Array) -> list[Array | None]:
+    """What a reference returned, None for results that are not wanted."""
+    every = found if isinstance(found, (tuple, list)) else [found]
+    kept = [None if shape is None else each for (shape, _, _), each in zip(results, every, strict=True)]
+    if isinstance(like, np.ndarray):  # NumPy makes numbers of what has no dimensions
+        kept = [None if each is None else np.asarray(each) for each in kept]
+    return kept
 
 
 def _fill(name: str, out: Any, result: Any, inputs: dict[str, Any]) -> Any:

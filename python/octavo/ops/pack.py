@@ -89,14 +89,14 @@ class PackedWeight(Packed):
         checks the buffer.
     """
 
-    __slots__ = ("_density", "buffer", "layout", "operands", "record", "scale", "shape")
+    __slots__ = ("_density", "_native", "buffer", "layout", "operands", "scale", "shape")
 
     shape: tuple[int, int]
     layout: str
     buffer: Array
     scale: Array | None
     operands: tuple[int, int, Array, Array | None]  # N, K, buffer, scale: one look-up in a tiny call
-    record: Any  # the native one, once it is made: it is checked then, and in no call
+    _native: tuple[int, Any]  # the address at which the kernels have checked it, and their record of it
     _density: float | None
 
     def __init__(self, buffer: Array, scale: Array | None = None) -> None:
@@ -130,13 +130,14 @@ class PackedWeight(Packed):
 
     def _fill(self, buffer: Array, scale: Array | None, shape: tuple[int, int], layout: str) -> None:
         self.shape, self.layout, self.buffer, self.scale, self._density = shape, layout, buffer, scale, None
-        self.operands, self.record = (*shape, buffer, scale), None
+        self.operands, self._native = (*shape, buffer, scale), (0, None)
 
-    def make_record(self) -> Any:
-        """The record of a weight on the CPU."""
-        n, k, buffer, _ = self.operands
-        self.record = _core.Weight(pointer(buffer), nbytes=buffer.shape[0], n=n, k=k)
-        return self.record
+    def _at(self, address: int) -> Any:
+        """The record of a weight on the CPU, whose buffer is at this address: share_memory_ of torch moves it."""
+        if self._native[0] != address:
+            n, k, buffer, _ = self.operands
+            self._native = address, _core.Weight(address, nbytes=buffer.shape[0], n=n, k=k)
+        return self._native[1]
 
     @property
     def nbytes(self) -> int:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import operator
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..runtime import backends
 from ..runtime.arrays import (
     DTYPE_CODES,
+    FLOAT_CODES,
     FLOATS,
     Array,
     as_dtype_name,
@@ -16,6 +20,7 @@ from ..runtime.arrays import (
     check_shape,
     contiguous,
     copy_contiguous,
+    empty,
     float_code,
     is_array,
     is_number,
@@ -23,10 +28,12 @@ from ..runtime.arrays import (
     native_dtype,
     number_as_array,
     on_cuda,
+    plain_address,
     pointer,
     row_stride,
     store,
 )
+from ..runtime.backends import _core
 from ..runtime.routing import Engine, float_rows, int_rows, native_for
 from .op import Op, Out, Plan, outs_of
 
@@ -152,8 +159,50 @@ def _plan_quantize(
 
     shape, offsets = tuple(x.shape), None if symmetric else scale_shape
     results = (shape, "int8", "rows"), (scale_shape, "float32", ""), (offsets, "int32", "")
-    return Plan(x, {"x": x, "scale": scale, "zero_point": zero_point}, results, native, reference, check)
+    inputs = {"x": x, "scale": scale, "zero_point": zero_point}
+    looks = given or nonfinite == "raise"
+    return Plan(x, inputs, results, native, reference, check if looks else None)
 
+
+def _tiny_quantize(
+    x: Array,
+    granularity: str = "row",
+    group_size: int | None = None,
+    symmetric: bool = True,
+    *more: Any,
+    out: Sequence[Out] | None = None,
+    mask: Array | None = None,
+) -> list[Array | None] | None:
+    """What the plan does for a contiguous x on the CPU, with nothing but defaults; None where others come."""
+    if granularity != "row" or group_size is not None or symmetric is not True or out is not None:
+        return None
+    if mask is not None or (more and more != _DEFAULTS):
+        return None
+    address = plain_address(x, x)
+    code = FLOAT_CODES.get(x.dtype, -1) if address else -1
+    shape = x.shape if address else ()
+    if code < 0 or not shape:
+        return None
+    lead, cols = tuple(shape[:-1]), shape[-1]
+    if type(x) is np.ndarray:
+        data, scale = np.empty(shape, np.int8), np.empty(lead, np.float32)
+    else:
+        data, scale = empty(shape, "int8", x), empty(lead, "float32", x)
+    _core.quantize(
+        _core.FloatRows(address, dtype=code, rows=math.prod(lead), cols=cols, row_stride=cols, col_stride=1),
+        scales=_core.Scales(pointer(scale), zero_point=0, groups=1, group_size=cols, per_tensor=False),
+        mask=0,
+        data=pointer(data),
+        data_row_stride=cols,
+        given=False,
+        stochastic=False,
+        seed=0,
+        where=backends.get_num_threads(),
+    )
+    return [data, scale, None]
+
+
+_DEFAULTS = (None, None, "nearest", None, "clamp")
 
 # a zero_point that is not there is empty
 QUANTIZE = Op(
@@ -162,6 +211,7 @@ QUANTIZE = Op(
     'str nonfinite="clamp") -> (Tensor, Tensor, Tensor)',
     _plan_quantize,
     "quantize",
+    tiny=_tiny_quantize,
 )
 
 

@@ -145,9 +145,9 @@ def _tiny(
     code, shape, scale_shape = FLOAT_CODES.get(x.dtype, 3), x.shape, weight_scale.shape
     if code == 3 or not shape or shape[-1] != k or FLOAT_CODES.get(weight_scale.dtype) != 0:
         return None
-    if len(scale_shape) != 2 or scale_shape[0] != n or address % 64:
+    if len(scale_shape) not in (1, 2) or scale_shape[0] != n or address % 64:
         return None
-    groups = scale_shape[1]
+    groups = scale_shape[1] if len(scale_shape) == 2 else 1
     if groups != 1 and (not groups or k % (GROUP_MULTIPLE * groups)):
         return None
     if activation not in ACTIVATIONS:

@@ -359,7 +359,7 @@ def _collapsed(shape: Sequence[int], strides: Sequence[int]) -> int | None:
 
 def byte_range(x: Array) -> tuple[int, int]:
     """The addresses [first, last) that x's elements lie in; the same address twice when there are none."""
-    low = _address(x)
+    low = address_of(x)
     if _is_c_contiguous(x):
         return low, low + x.nbytes
     high = low + x.itemsize
@@ -373,7 +373,7 @@ def byte_range(x: Array) -> tuple[int, int]:
     return low, high
 
 
-def _address(x: Array) -> int:
+def address_of(x: Array) -> int:
     """pointer(), which needs the native module for NumPy arrays; this one does not."""
     if _core is None and isinstance(x, np.ndarray):
         return int(x.__array_interface__["data"][0])
@@ -438,7 +438,7 @@ def _interleaved(a: Array, b: Array) -> bool:
     width, other = (
         (x.shape[-1] - 1) * stride[1] * x.itemsize + x.itemsize for x, stride in ((a, strides), (b, others))
     )
-    gap = (_address(b) - _address(a)) % pitch
+    gap = (address_of(b) - address_of(a)) % pitch
     return bool(width <= gap and gap + other <= pitch)
 
 

@@ -19,15 +19,20 @@ class Engine(NamedTuple):
     where: Any  # how many threads, or where on which device
 
 
+_on_cpu = Engine(_core, 1)  # the last one
+
+
 def native_for(x: Array, *families: str) -> Engine | None:
     """The native kernels for x, or None for the reference. families: all the CUDA kernels that are needed."""
+    global _on_cpu
     if on_cuda(x):
-        if why_reference_for(x, *families):
-            return None
-        return Engine(backends.cuda()[0], _where(x))
-    if backends.native and (isinstance(x, np.ndarray) or x.is_cpu):
-        return Engine(_core, backends.get_num_threads())
-    return None
+        return None if why_reference_for(x, *families) else Engine(backends.cuda()[0], _where(x))
+    if not backends.native or not (isinstance(x, np.ndarray) or x.is_cpu):
+        return None
+    threads = backends.get_num_threads()
+    if _on_cpu.where != threads or _on_cpu.kernels is not _core:
+        _on_cpu = Engine(_core, threads)
+    return _on_cpu
 
 
 def float_rows(kernels: Any, x: Array) -> tuple[Any, Array]:

@@ -126,7 +126,7 @@ def _product(
     out_dtype: torch.dtype,
 ) -> Tensor:
     """scaled_int_mm of what _norm has made: nothing of it needs a check."""
-    n, k, _, scale = weight.operands
+    n, k, buffer, scale = weight.operands
     bias_address = 0 if bias is None else plain_address(bias, a)
     if not backends.native or (bias is not None and not bias_address):
         more = None, bias, a_zero_point, activation, out_dtype
@@ -135,7 +135,7 @@ def _product(
     assert scale is not None
     kernels = backends._core
     target = kernels.Target(
-        weight.record or weight.make_record(),
+        weight._at(buffer.data_ptr()),
         scale=scale.data_ptr(),
         bias=bias_address,
         bias_dtype=0 if bias is None else float_code(bias, "bias"),

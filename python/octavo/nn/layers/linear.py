@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ...ops.linear import INT8_LINEAR
+from ...ops.linear import INT8_LINEAR, tiny_int8_linear
 from ...ops.operand import ACTIVATIONS, CUDA_ROW
 from ...ops.pack import PackedWeight, pack_matrix
 from ...ops.quantize import quantize
 from ...ops.weight_only import WEIGHT_ONLY_LINEAR
+from ...runtime import backends
 from ...runtime.arrays import needs_dispatcher, on_cuda
 from ...torch_ops.linear import int8_linear_op
 from ...torch_ops.pack import unpack_weight_op
@@ -150,9 +151,9 @@ class Int8Linear(PackedLinear):
                     x, stored, scale, bias, self.activation, None, self.symmetric
                 )
             checked = self._checked = (stored, scale, PackedWeight(stored, scale))
-        return INT8_LINEAR.run(  # type: ignore[no-any-return]
-            x, checked[2], None, bias, self.activation, None, self.symmetric
-        )
+        more = checked[2], None, bias, self.activation, None, self.symmetric
+        short = tiny_int8_linear(x, *more) if backends.native else None  # what run() tries, a call earlier
+        return INT8_LINEAR.run(x, *more) if short is None else short  # type: ignore[no-any-return]
 
     def extra_repr(self) -> str:
         text = super().extra_repr()
