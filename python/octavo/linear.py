@@ -156,7 +156,7 @@ def _int8_linear(
     packed = type(weight) is PackedWeight
     operands = weight.operands if packed else _operand(weight, weight_scale, x)
     if out_dtype is None and backends.native and (packed or weight.ndim == 1):
-        result = _tiny_int8_linear(x, operands, bias, activation, symmetric, out)
+        result = _tiny_int8_linear(x, operands, bias, activation, symmetric, out, weight if packed else None)
         if result is not None:
             return result
     outs = None if out is None else [out]
@@ -170,6 +170,7 @@ def _tiny_int8_linear(
     activation: str | None,
     symmetric: bool,
     out: Array | None = None,
+    packed: PackedWeight | None = None,
 ) -> Array:
     """What _int8_linear does for contiguous arrays of the usual dtypes, or None where x is anything else.
 
@@ -215,8 +216,13 @@ def _tiny_int8_linear(
             or (bias_address < end and address < bias_end)
         ):
             return None
+    checked: tuple[int, Any] = (0, None) if packed is None else packed._native
+    if checked[0] != weight_address:  # not yet, or torch has moved it: share_memory_ does
+        checked = weight_address, _core.Weight(weight_address, nbytes=buffer.shape[0], n=n, k=k)
+        if packed is not None:
+            packed._native = checked
     target = _core.Target(
-        _core.Weight(weight_address, nbytes=buffer.shape[0], n=n, k=k),
+        checked[1],
         scale=scale_address,
         bias=bias_address,
         bias_dtype=bias_code,

@@ -54,13 +54,14 @@ class PackedWeight:
         checks the buffer.
     """
 
-    __slots__ = ("_density", "buffer", "layout", "operands", "scale", "shape")
+    __slots__ = ("_density", "_native", "buffer", "layout", "operands", "scale", "shape")
 
     shape: tuple[int, int]
     layout: str
     buffer: Array
     scale: Array | None
     operands: tuple[int, int, Array, Array | None]  # N, K, buffer, scale: one look-up in a tiny call
+    _native: tuple[int, Any]  # the address at which the kernels have checked it, and their record of it
     _density: float | None
 
     def __init__(self, buffer: Array, scale: Array | None = None) -> None:
@@ -95,6 +96,7 @@ class PackedWeight:
     def _fill(self, buffer: Array, scale: Array | None, shape: tuple[int, int], layout: str) -> None:
         self.shape, self.layout, self.buffer, self.scale, self._density = shape, layout, buffer, scale, None
         self.operands = (*shape, buffer, scale)
+        self._native = (0, None)
 
     @property
     def nbytes(self) -> int:
