@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import octavo
 from octavo.ops import conv_weight, layouts, operand, weight_only
 from octavo.runtime import backends
+from strategies import needs_torch, torch
 from test_cuda_emulated import kernels  # noqa: F401  (a fixture)
 
 core = backends._core
@@ -164,3 +166,19 @@ def test_python_knows_the_numbers_of_the_kernels():
     assert core.PANEL_COLUMNS == conv_weight._PANEL
     assert core.GROUP_TERMS == weight_only.GROUP_MULTIPLE
     assert layouts.padded(1, 1) == (core.PANEL_COLUMNS, core.PANEL_TERMS)
+
+
+@needs_torch
+def test_a_packed_weight_is_checked_once_and_again_where_torch_has_moved_it():
+    w, x = torch.ones(16, 64), torch.ones(1, 64)
+    weight = octavo.pack_weight(w)
+    expected = octavo.int8_linear(x, weight)
+    once = weight._native
+    assert once[0] == weight.buffer.data_ptr()
+    octavo.int8_linear(x, weight)
+    assert weight._native is once
+    weight.buffer.share_memory_()
+    assert weight.buffer.data_ptr() != once[0]
+    assert torch.equal(octavo.int8_linear(x, weight), expected)
+    assert weight._native[0] == weight.buffer.data_ptr()
+    assert pickle.loads(pickle.dumps(weight))._native == (0, None)

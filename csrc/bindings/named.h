@@ -197,9 +197,10 @@ py::object new_record(const T& value) {
   return py::reinterpret_steal<py::object>(reinterpret_cast<PyObject*>(self));
 }
 
-// Runs body, which returns a new reference; C++ exceptions become Python's.
+// Runs body, which returns a new reference; C++ exceptions become Python's. Nothing else is caught: a thread that an ending
+// interpreter stops unwinds through here.
 template <class Body>
-PyObject* translated(const Body& body) noexcept {
+PyObject* translated(const Body& body) {
   try {
     return body();
   } catch (py::error_already_set& error) {

@@ -272,7 +272,7 @@ def tiny_int8_linear(
     else:
         return None
     if packed is None:
-        checked = weight._native  # type: ignore[union-attr]
+        checked = weight._native
         packed = checked[1] if checked[0] == weight_address else weight._at(weight_address)
     target = _core.Target(
         packed,

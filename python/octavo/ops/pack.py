@@ -133,7 +133,7 @@ class PackedWeight(Packed):
         self.operands, self._native = (*shape, buffer, scale), (0, None)
 
     def _at(self, address: int) -> Any:
-        """The record of a weight on the CPU, whose buffer is at this address: share_memory_ of torch moves it."""
+        """The record of a weight on the CPU, whose buffer is here: share_memory_ of torch moves it."""
         if self._native[0] != address:
             n, k, buffer, _ = self.operands
             self._native = address, _core.Weight(address, nbytes=buffer.shape[0], n=n, k=k)
