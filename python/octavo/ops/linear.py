@@ -20,7 +20,6 @@ from ..runtime.arrays import (
     mark_written,
     needs_dispatcher,
     plain_address,
-    pointer,
     pointer_of,
 )
 from ..runtime.backends import _core
@@ -244,7 +243,7 @@ def tiny_int8_linear(
             return None
         n, k, buffer, scale, packed = known
         x_address = plain_address(x, buffer)
-    if activation not in ACTIVATIONS or not x_address:
+    if not x_address or (activation is not None and activation not in ACTIVATIONS):
         return None
     shape, code = tuple(x.shape), FLOAT_CODES.get(x.dtype, 3)  # a slice of a torch.Size costs 0.3 us
     if not shape or shape[-1] != k or code == 3 or not (symmetric or k <= MAX_K_UNSIGNED):
@@ -257,6 +256,7 @@ def tiny_int8_linear(
         bias_code = FLOAT_CODES.get(bias.dtype, -1) if bias_address else -1
         if bias_code < 0 or bias.shape != (n,):
             return None
+    result: Any
     if out is not None:
         result = _tiny_out(out, x, (*lead, n), (x, buffer, scale, bias))
         if result is None:
@@ -268,7 +268,7 @@ def tiny_int8_linear(
         scale_address, address = _core.address(scale), _core.address(result)
     elif buffer.is_cpu:
         weight_address = buffer.data_ptr()
-        scale_address, address = scale.data_ptr(), pointer(result)
+        scale_address, address = scale.data_ptr(), result.data_ptr()
     else:
         return None
     if packed is None:

@@ -151,9 +151,12 @@ class Int8Linear(PackedLinear):
                     x, stored, scale, bias, self.activation, None, self.symmetric
                 )
             checked = self._checked = (stored, scale, PackedWeight(stored, scale))
-        more = checked[2], None, bias, self.activation, None, self.symmetric
-        short = tiny_int8_linear(x, *more) if backends.native else None  # what run() tries, a call earlier
-        return INT8_LINEAR.run(x, *more) if short is None else short  # type: ignore[no-any-return]
+        weight, activation, symmetric = checked[2], self.activation, self.symmetric
+        if backends.native:  # what run() tries first, a call earlier
+            short = tiny_int8_linear(x, weight, None, bias, activation, None, symmetric)
+            if short is not None:
+                return short  # type: ignore[no-any-return]
+        return INT8_LINEAR.run(x, weight, None, bias, activation, None, symmetric)  # type: ignore[no-any-return]
 
     def extra_repr(self) -> str:
         text = super().extra_repr()
