@@ -30,6 +30,7 @@ from .operand import (
     check_epilogue,
     check_operand,
     operand_of,
+    scale_of,
     target_of,
     unpacked,
 )
@@ -188,14 +189,18 @@ def _plan_scaled(
 def _lower(
     a: Array, a_scale: Array, weight: PackedWeight | Array, weight_scale: Array | None, *more: Any
 ) -> tuple[Any, ...]:
-    """The schema wants a scale of the weight, where the sums themselves need none."""
-    if isinstance(weight, PackedWeight):
-        scale = weight.scale
-        if scale is None:
-            torch = sys.modules["torch"]
-            scale = torch.ones(weight.shape[0], dtype=torch.float32, device=a.device)
-        return a, a_scale, weight.buffer, scale, *more
-    return a, a_scale, weight, weight_scale, *more
+    """The arguments as the schema has them: with a scale of the weight, where the sums themselves need none;
+    a packed weight's K is known here, and not there."""
+    if not isinstance(weight, PackedWeight):
+        return a, a_scale, weight, weight_scale, *more
+    n, k = weight.shape
+    _check_k(a, k)
+    if weight.scale is None and more[-1] == "int32":
+        torch = sys.modules["torch"]
+        scale = torch.ones(n, dtype=torch.float32, device=a.device)
+    else:
+        scale = scale_of(weight)
+    return a, a_scale, weight.buffer, scale, *more
 
 
 SCALED_INT_MM = Op(
@@ -210,13 +215,17 @@ SCALED_INT_MM = Op(
 def _check_integers(a: Array, k: int, a_zero_point: object) -> tuple[int, int]:
     """Checks a's dtype, shape and K; returns the range of its dtype."""
     signed = check_dtype(a, "a", "int8", "uint8") == "int8"
-    if not a.ndim or a.shape[-1] != k:
-        raise ValueError(f"a: expected shape (..., {k}) for the weight's K, got {tuple(a.shape)}")
+    _check_k(a, k)
     limit = MAX_K if signed and a_zero_point is None else MAX_K_UNSIGNED
     if k > limit:
         why = "" if limit == MAX_K else " with uint8 activations or zero points"
         raise ValueError(f"a: expected K <= {limit}{why}, for exact int32 sums, got {k}")
     return (-128, 127) if signed else (0, 255)
+
+
+def _check_k(a: Array, k: int) -> None:
+    if hasattr(a, "shape") and (not a.ndim or a.shape[-1] != k):
+        raise ValueError(f"a: expected shape (..., {k}) for the weight's K, got {tuple(a.shape)}")
 
 
 def _per_row(value: Array, dtype: str, a: Array) -> Array:

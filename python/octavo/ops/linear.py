@@ -31,8 +31,10 @@ from .operand import (
     OUT,
     as_packed_weight,
     check_epilogue,
+    check_fits,
     check_operand,
     operand_of,
+    scale_of,
     target_of,
     tiny_weight,
     unpacked,
@@ -160,19 +162,12 @@ def _plan_linears(
     for at, operand, bias in zip(names, operands, biases, strict=True):
         inputs["weight" + at], inputs["bias" + at] = operand.weight, bias
         inputs["weight_scale" + at] = operand.scale
-        if operand.k != operands[0].k:
-            raise ValueError(
-                f"weight{at}: expected shape (N, {operands[0].k}) like weight[0], got {operand[:2]}"
-            )
+        _check_one_k(operand.n, operand.k, operands[0].k, at)
     kind_of(**inputs)
     x_code = float_code(x, "x")
     lead = tuple(x.shape[:-1])
     for operand in operands[:1]:
-        if not x.ndim or x.shape[-1] != operand.k:
-            raise ValueError(
-                f"x: expected shape (..., {operand.k}) for a weight of shape {operand[:2]}, "
-                f"got {tuple(x.shape)}"
-            )
+        check_fits(x, operand.n, operand.k)
         if not symmetric and operand.k > MAX_K_UNSIGNED:
             raise ValueError(
                 f"x: expected K <= {MAX_K_UNSIGNED} with zero points, for exact int32 sums, got {operand.k}"
@@ -204,6 +199,11 @@ def _plan_linears(
 
     results = [((*lead, operand.n), name, "rows") for operand in operands]
     return Plan(x, inputs, results, native, reference, check)
+
+
+def _check_one_k(n: int, k: int, first: int, at: str) -> None:
+    if k != first:
+        raise ValueError(f"weight{at}: expected shape (N, {first}) like weight[0], got {(n, k)}")
 
 
 def given_biases(biases: Sequence[Array | None], ns: Sequence[int]) -> list[Array | None]:
@@ -386,6 +386,14 @@ def _tiny_shared(
     return results
 
 
+def _lower(x: Array, weight: PackedWeight | Array, weight_scale: Array | None, *more: Any) -> tuple[Any, ...]:
+    """The arguments as the schema has them; a packed weight's shape is known here, and not there."""
+    if isinstance(weight, PackedWeight):
+        check_fits(x, *weight.shape)
+        return x, weight.buffer, scale_of(weight), *more
+    return x, weight, weight_scale, *more
+
+
 def _lower_shared(
     x: Array,
     weights: Sequence[PackedWeight],
@@ -394,11 +402,14 @@ def _lower_shared(
     activations: Sequence[str | None],
     *more: Any,
 ) -> tuple[Any, ...]:
-    """The arguments as the schema has them."""
+    """_lower with a list of weights."""
+    for i, weight in enumerate(weights):
+        _check_one_k(*weight.shape, weights[0].shape[1], f"[{i}]")
+    check_fits(x, *weights[0].shape)
     return (
         x,
         [weight.buffer for weight in weights],
-        [weight.scale for weight in weights],
+        [scale_of(weight, f"[{i}]") for i, weight in enumerate(weights)],
         [x.new_empty(0) if bias is None else bias for bias in biases],
         [activation or "" for activation in activations],
         *more,
@@ -411,6 +422,7 @@ INT8_LINEAR = Op(
     _plan,
     "linear",
     tiny=tiny_int8_linear,
+    lower=_lower,
 )
 
 # An empty bias is no bias, and "" no activation: autograd does not see into a list with None, and a schema

@@ -116,8 +116,7 @@ def _plan(
         if parameter is not None:
             float_code(parameter, label)
             check_shape(parameter, label, (x.shape[-1],))
-    if not is_number(eps, "float32"):
-        raise TypeError(f"eps: expected a number, got {type(eps).__name__}")
+    _check_is_number(eps)
     # A caller may flush denormals, and eps with them.
     if eps and not 2.0**-126 <= eps < 2.0**127:
         raise ValueError(f"eps: expected 0 or a positive normal float32, got {eps!r}")
@@ -169,6 +168,19 @@ def _plan(
     return Plan(x, inputs, results, native, reference)
 
 
+def _check_is_number(eps: object) -> None:
+    if not is_number(eps, "float32"):
+        raise TypeError(f"eps: expected a number, got {type(eps).__name__}")
+
+
+def _lower(
+    x: Array, weight: Array | None, bias: Array | None, residual: Array | None, eps: float, *more: Any
+) -> tuple[Any, ...]:
+    """A schema would take True for a number."""
+    _check_is_number(eps)
+    return x, weight, bias, residual, float(eps), *more
+
+
 # Returns NORM_RESULTS; what is not there is empty. The sum may be written over the residual.
 NORM_QUANTIZE = Op(
     "norm_quantize(Tensor x, Tensor? weight=None, Tensor? bias=None, Tensor? residual=None, "
@@ -176,5 +188,6 @@ NORM_QUANTIZE = Op(
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _plan,
     "norm",
+    lower=_lower,
     in_place=(NORM_RESULTS.index("sum"), "residual"),
 )

@@ -85,10 +85,20 @@ def check_operand(operand: Operand, x: Array, x_name: str = "x", at: str = "") -
         check_home(buffer, header)
         n, k = header[:2]
     check_scale(operand.scale, "weight_scale" + at, n)
-    if k != operand.k:
+    check_fits(x, n, k, x_name)
+
+
+def check_fits(x: Array, n: int, k: int, name: str = "x") -> None:
+    if hasattr(x, "shape") and (not x.ndim or x.shape[-1] != k):
         raise ValueError(
-            f"{x_name}: expected shape (..., {k}) for a weight of shape {(n, k)}, got {tuple(x.shape)}"
+            f"{name}: expected shape (..., {k}) for a weight of shape {(n, k)}, got {tuple(x.shape)}"
         )
+
+
+def scale_of(weight: PackedWeight, at: str = "") -> Array:
+    if weight.scale is None:
+        raise ValueError(f"weight{at}: expected a weight with a scale, got one without")
+    return weight.scale
 
 
 def unpacked(operand: Operand) -> Array:

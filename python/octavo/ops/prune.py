@@ -112,8 +112,18 @@ def _plan_mask(w: Array, *arguments: Any, **more: Any) -> Plan:
     return _plan_many([w], *arguments, **more, names=["w"])
 
 
-PRUNE_MASK = Op(f"prune_mask(Tensor w, *, {_SELECTION}) -> Tensor", _plan_mask, *FAMILIES)
-PRUNE_MASKS = Op(f"prune_masks(Tensor[] ws, *, {_SELECTION}) -> Tensor[]", _plan_many, *FAMILIES)
+def _lower(w: Array | Sequence[Array], *more: Any) -> tuple[Any, ...]:
+    """A schema would take True for a number."""
+    *before, threshold, ratio, sparsity, pattern, nonfinite = more
+    given = {"threshold": threshold, "ratio": ratio, "sparsity": sparsity}
+    numbers = (None if value is None else number(value, name) for name, value in given.items())
+    return w, *before, *numbers, pattern, nonfinite
+
+
+PRUNE_MASK = Op(f"prune_mask(Tensor w, *, {_SELECTION}) -> Tensor", _plan_mask, *FAMILIES, lower=_lower)
+PRUNE_MASKS = Op(
+    f"prune_masks(Tensor[] ws, *, {_SELECTION}) -> Tensor[]", _plan_many, *FAMILIES, lower=_lower
+)
 
 
 def magnitude_threshold(w: Array | Sequence[Array], sparsity: float) -> float:
@@ -154,7 +164,7 @@ def _threshold(ws: Sequence[Array], share: float) -> float:
 
 
 def _plan_threshold(ws: Sequence[Array], sparsity: float) -> Plan:
-    names = _names("w", ws, True)
+    names = _names("w", ws, len(ws) > 1)
     share = _checked_share(ws, names, sparsity)
 
     def native(engine: Engine, result: Array) -> None:
@@ -197,7 +207,7 @@ def _plan_prune(w: Array, *arguments: Any, **more: Any) -> Plan:
     return _plan_many([w], *arguments, **more, names=["w"], pruned=True)
 
 
-PRUNE = Op(f"prune(Tensor w, *, {_SELECTION}) -> Tensor", _plan_prune, *FAMILIES)
+PRUNE = Op(f"prune(Tensor w, *, {_SELECTION}) -> Tensor", _plan_prune, *FAMILIES, lower=_lower)
 
 
 def prune_(
@@ -328,6 +338,7 @@ PRUNE_QUANTIZE = Op(
     _plan_prune_quantize,
     *FAMILIES,
     "quantize",
+    lower=_lower,
 )
 
 

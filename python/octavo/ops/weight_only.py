@@ -30,6 +30,7 @@ from .operand import (
     FLOAT_OUT,
     Operand,
     check_epilogue,
+    check_fits,
     check_operand,
     operand_of,
     target_of,
@@ -98,8 +99,7 @@ def _plan(
     n, k, weight, _, known = operand_of(weight, per_row, x)
     operand = Operand(n, k, weight, weight_scale, known)
     groups = check_groups(weight_scale, n, k)
-    if not x.ndim or x.shape[-1] != k:
-        raise ValueError(f"x: expected shape (..., {k}) for a weight of shape {(n, k)}, got {tuple(x.shape)}")
+    check_fits(x, n, k)
     name = FLOATS[code % 3] if out_dtype is None else as_dtype_name(out_dtype, "out_dtype", FLOAT_OUT)
     check_epilogue(operand, bias, activation, name)
 
