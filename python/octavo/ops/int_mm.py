@@ -48,7 +48,7 @@ def int_mm(a: Array, b: Array | PackedWeight, *, out: Array | None = None) -> Ar
     """
     outs = None if out is None else [("out", out)]
     if type(b) is PackedWeight and type(a) is not np.ndarray and needs_dispatcher(a, b.buffer):
-        if a.ndim != 2:
+        if getattr(a, "ndim", 2) != 2:
             raise ValueError(f"a: expected two dimensions [M, K], got shape {tuple(a.shape)}")
         return scaled_int_mm(a, 1.0, b, out_dtype="int32", out=out)
     return INT_MM(a, b, out=outs)

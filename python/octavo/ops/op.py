@@ -22,6 +22,7 @@ from ..runtime.arrays import (
     empty,
     empty_channels_last,
     is_same_memory,
+    kind_of,
     needs_dispatcher,
     store,
     writable,
@@ -87,7 +88,7 @@ class Op:
         self.returns_one, self.returns_list = returns == " Tensor", returns == " Tensor[]"
         each = [part.split() for part in re.split(r", (?![^\[\]]*\])", arguments)]
         star = each.index(["*"]) if ["*"] in each else len(each)
-        self._positional = star
+        self._positional, self._first = star, each[0][1]
         self._keywords = [(kind.rstrip("?"), name.partition("=")[0]) for kind, name in each[star + 1 :]]
         self._tensors = [i for i, part in enumerate(each[:star]) if part[0].startswith("Tensor")]
         OPS[self.name] = self
@@ -149,7 +150,10 @@ class Op:
     def trace(self, arguments: Sequence[Any], out: Sequence[Out] | None = None) -> Any:
         """The same by torch's dispatcher."""
         torch = sys.modules["torch"]
-        inputs = {} if torch.compiler.is_compiling() else self.plan(*arguments).inputs
+        compiling = torch.compiler.is_compiling()
+        if compiling and not isinstance(arguments[0], (torch.Tensor, list, tuple)):
+            kind_of(**{self._first: arguments[0]})
+        inputs = {} if compiling else self.plan(*arguments).inputs
         arguments = self.lower(*arguments)
         keywords = {
             name: getattr(torch, value) if kind == "ScalarType" and isinstance(value, str) else _plain(value)

@@ -169,15 +169,21 @@ def _tiny_quantize(
     granularity: str = "row",
     group_size: int | None = None,
     symmetric: bool = True,
-    *more: Any,
-    out: Sequence[Out] | None = None,
+    scale: Array | None = None,
+    zero_point: Array | None = None,
+    rounding: str = "nearest",
+    seed: int | None = None,
+    nonfinite: str = "clamp",
     mask: Array | None = None,
+    *,
+    out: Sequence[Out] | None = None,
 ) -> list[Array | None] | None:
     """What the plan does for a contiguous x on the CPU, with nothing but defaults; None where others come."""
-    if granularity != "row" or group_size is not None or symmetric is not True or out is not None:
+    if granularity != "row" or symmetric is not True or rounding != "nearest" or nonfinite != "clamp":
         return None
-    if mask is not None or (more and more != _DEFAULTS):
-        return None
+    for each in (group_size, scale, zero_point, mask, out):
+        if each is not None:
+            return None
     address = plain_address(x, x)
     code = FLOAT_CODES.get(x.dtype, -1) if address else -1
     shape = x.shape if address else ()
@@ -201,8 +207,6 @@ def _tiny_quantize(
     )
     return [data, scale, None]
 
-
-_DEFAULTS = (None, None, "nearest", None, "clamp")
 
 # a zero_point that is not there is empty
 QUANTIZE = Op(
