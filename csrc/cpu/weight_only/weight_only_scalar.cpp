@@ -1,0 +1,7 @@
+#include "cpu/vec/vec_scalar.h"
+
+#include "weight_only.inl"
+
+namespace octavo {
+extern const WeightOnlyKernels kWeightOnlyScalar = {widen, multiply};
+}
