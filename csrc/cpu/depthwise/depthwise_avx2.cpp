@@ -3,5 +3,5 @@
 #include "depthwise.inl"
 
 namespace octavo {
-extern const DepthwiseKernels kDepthwiseAvx2 = {convolve};
+const DepthwiseKernels depthwise_on::avx2 = {convolve};
 }

@@ -3,5 +3,5 @@
 #include "depthwise.inl"
 
 namespace octavo {
-extern const DepthwiseKernels kDepthwiseAvx512Vnni = {convolve};
+const DepthwiseKernels depthwise_on::avx512vnni = {convolve};
 }

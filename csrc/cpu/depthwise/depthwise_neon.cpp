@@ -3,5 +3,5 @@
 #include "depthwise.inl"
 
 namespace octavo {
-extern const DepthwiseKernels kDepthwiseNeon = {convolve};
+const DepthwiseKernels depthwise_on::neon = {convolve};
 }

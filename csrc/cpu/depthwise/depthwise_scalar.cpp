@@ -3,5 +3,5 @@
 #include "depthwise.inl"
 
 namespace octavo {
-extern const DepthwiseKernels kDepthwiseScalar = {convolve};
+const DepthwiseKernels depthwise_on::scalar = {convolve};
 }

@@ -3,5 +3,5 @@
 #include "embedding.inl"
 
 namespace octavo {
-extern const EmbeddingKernels kEmbeddingAvx2 = {fold_rows<Add>, fold_rows<Max>, divide};
+const EmbeddingKernels embedding_on::avx2 = {fold_rows<Add>, fold_rows<Max>, divide};
 }

@@ -3,5 +3,5 @@
 #include "embedding.inl"
 
 namespace octavo {
-extern const EmbeddingKernels kEmbeddingAvx512Vnni = {fold_rows<Add>, fold_rows<Max>, divide};
+const EmbeddingKernels embedding_on::avx512vnni = {fold_rows<Add>, fold_rows<Max>, divide};
 }

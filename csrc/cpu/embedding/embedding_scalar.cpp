@@ -3,5 +3,5 @@
 #include "embedding.inl"
 
 namespace octavo {
-extern const EmbeddingKernels kEmbeddingScalar = {fold_rows<Add>, fold_rows<Max>, divide};
+const EmbeddingKernels embedding_on::scalar = {fold_rows<Add>, fold_rows<Max>, divide};
 }

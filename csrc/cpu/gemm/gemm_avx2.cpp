@@ -130,6 +130,6 @@ int64_t peak(int64_t iterations) {
 
 }  // namespace
 
-extern const GemmKernels kGemmAvx2 = {kTileM, gemm, peak};
+const GemmKernels gemm_on::avx2 = {kTileM, gemm, peak};
 
 }  // namespace octavo

@@ -96,6 +96,6 @@ int64_t peak(int64_t iterations) {
 
 }  // namespace
 
-extern const GemmKernels kGemmAvx512Vnni = {kTileM, gemm, peak};
+const GemmKernels gemm_on::avx512vnni = {kTileM, gemm, peak};
 
 }  // namespace octavo

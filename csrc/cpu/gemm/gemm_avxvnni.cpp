@@ -69,6 +69,6 @@ int64_t peak(int64_t iterations) {
 
 }  // namespace
 
-extern const GemmKernels kGemmAvxVnni = {kTileM, gemm, peak};
+const GemmKernels gemm_on::avxvnni = {kTileM, gemm, peak};
 
 }  // namespace octavo

@@ -88,6 +88,6 @@ int64_t peak(int64_t iterations) {
 
 }  // namespace
 
-extern const GemmKernels kGemmNeon = {kTileM, gemm, peak};
+const GemmKernels gemm_on::neon = {kTileM, gemm, peak};
 
 }  // namespace octavo

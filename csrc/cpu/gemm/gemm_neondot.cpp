@@ -121,6 +121,6 @@ int64_t peak(int64_t iterations) {
 
 }  // namespace
 
-extern const GemmKernels kGemmNeonDot = {kTileM, gemm, peak};
+const GemmKernels gemm_on::neondot = {kTileM, gemm, peak};
 
 }  // namespace octavo

@@ -65,7 +65,7 @@ inline void tile(const GemmBlock& g, int64_t row, int64_t rows, int64_t column, 
 }
 
 void gemm(const GemmBlock& g) {
-  if (g.m <= kSmallM) return kGemmNeonDot.gemm(g);
+  if (g.m <= kSmallM) return gemm_on::neondot.gemm(g);
   const int64_t end = column_end(g);
   for (int64_t column = g.panel_begin * kPanelN; column < end; column += kTileN) {
     const int8_t* b = g.panels + column / kPanelN * panel_bytes(g.k) + column % kPanelN * kGroupK;
@@ -103,6 +103,6 @@ int64_t peak(int64_t iterations) {
 
 }  // namespace
 
-extern const GemmKernels kGemmNeonI8mm = {kTileM, gemm, peak, kSmallM, "neondot"};
+const GemmKernels gemm_on::neoni8mm = {kTileM, gemm, peak, kSmallM, "neondot"};
 
 }  // namespace octavo

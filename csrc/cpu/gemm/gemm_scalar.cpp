@@ -39,6 +39,6 @@ int64_t peak(int64_t iterations) {
 
 }  // namespace
 
-extern const GemmKernels kGemmScalar = {1, gemm, peak};
+const GemmKernels gemm_on::scalar = {1, gemm, peak};
 
 }  // namespace octavo

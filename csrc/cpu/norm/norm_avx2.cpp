@@ -3,5 +3,5 @@
 #include "norm.inl"
 
 namespace octavo {
-extern const NormKernels kNormAvx2 = {normalize};
+const NormKernels norm_on::avx2 = {normalize};
 }

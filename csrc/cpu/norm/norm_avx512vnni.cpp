@@ -3,5 +3,5 @@
 #include "norm.inl"
 
 namespace octavo {
-extern const NormKernels kNormAvx512Vnni = {normalize};
+const NormKernels norm_on::avx512vnni = {normalize};
 }

@@ -3,5 +3,5 @@
 #include "norm.inl"
 
 namespace octavo {
-extern const NormKernels kNormNeon = {normalize};
+const NormKernels norm_on::neon = {normalize};
 }

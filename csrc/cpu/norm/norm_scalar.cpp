@@ -3,5 +3,5 @@
 #include "norm.inl"
 
 namespace octavo {
-extern const NormKernels kNormScalar = {normalize};
+const NormKernels norm_on::scalar = {normalize};
 }

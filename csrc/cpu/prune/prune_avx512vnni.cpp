@@ -4,6 +4,6 @@
 #include "prune_patterns.inl"
 
 namespace octavo {
-extern const PruneKernels kPruneAvx512Vnni = {prune,    prune_max, quantize_kept, count_equal, bracket,
-                                              prune_nm, add_units, add_columns,   apply_mask};
+const PruneKernels prune_on::avx512vnni = {prune,    prune_max, quantize_kept, count_equal, bracket,
+                                           prune_nm, add_units, add_columns,   apply_mask};
 }

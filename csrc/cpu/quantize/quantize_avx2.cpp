@@ -3,5 +3,5 @@
 #include "quantize.inl"
 
 namespace octavo {
-extern const QuantizeKernels kQuantizeAvx2 = {max_bits, range, quantize, quantize_bounded, dequantize};
+const QuantizeKernels quantize_on::avx2 = {max_bits, range, quantize, quantize_bounded, dequantize};
 }

@@ -3,5 +3,5 @@
 #include "quantize.inl"
 
 namespace octavo {
-extern const QuantizeKernels kQuantizeAvx512Vnni = {max_bits, range, quantize, quantize_bounded, dequantize};
+const QuantizeKernels quantize_on::avx512vnni = {max_bits, range, quantize, quantize_bounded, dequantize};
 }

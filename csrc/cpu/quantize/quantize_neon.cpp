@@ -3,5 +3,5 @@
 #include "quantize.inl"
 
 namespace octavo {
-extern const QuantizeKernels kQuantizeNeon = {max_bits, range, quantize, quantize_bounded, dequantize};
+const QuantizeKernels quantize_on::neon = {max_bits, range, quantize, quantize_bounded, dequantize};
 }

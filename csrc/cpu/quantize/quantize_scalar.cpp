@@ -3,5 +3,5 @@
 #include "quantize.inl"
 
 namespace octavo {
-extern const QuantizeKernels kQuantizeScalar = {max_bits, range, quantize, quantize_bounded, dequantize};
+const QuantizeKernels quantize_on::scalar = {max_bits, range, quantize, quantize_bounded, dequantize};
 }

@@ -27,10 +27,12 @@ void expand_pair(const PackedView& w, int64_t pair, int8_t* panels) {
   }
 }
 
-void expand_tiles(const PackedView& w, int64_t p, int8_t* panel) { kSparseScalar.expand_tiles(w, p, panel); }
+void expand_tiles(const PackedView& w, int64_t p, int8_t* panel) {
+  sparse_on::scalar.expand_tiles(w, p, panel);
+}
 
 }  // namespace
 
-extern const SparseKernels kSparseAvx2 = {expand_pair, expand_tiles, 0, nullptr, 0.0, nullptr, 0.0, 0.0};
+const SparseKernels sparse_on::avx2 = {expand_pair, expand_tiles, 0, nullptr, 0.0, nullptr, 0.0, 0.0};
 
 }  // namespace octavo

@@ -231,7 +231,7 @@ void gemm_tiles(const GemmBlock& g, const PackedView& w) {
 
 }  // namespace
 
-extern const SparseKernels kSparseAvx512Vbmi2 = {expand_pair, expand_tiles, 16,   gemm_bitmask,
-                                                 1.2,         gemm_tiles,   0.55, 0.5};
+const SparseKernels sparse_on::avx512vbmi2 = {expand_pair, expand_tiles, 16,   gemm_bitmask,
+                                              1.2,         gemm_tiles,   0.55, 0.5};
 
 }  // namespace octavo

@@ -37,6 +37,6 @@ void expand_tiles(const PackedView& w, int64_t p, int8_t* panel) {
 
 }  // namespace
 
-extern const SparseKernels kSparseScalar = {expand_pair, expand_tiles, 0, nullptr, 0.0, nullptr, 0.0, 0.0};
+const SparseKernels sparse_on::scalar = {expand_pair, expand_tiles, 0, nullptr, 0.0, nullptr, 0.0, 0.0};
 
 }  // namespace octavo

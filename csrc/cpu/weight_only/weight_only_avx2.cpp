@@ -3,5 +3,5 @@
 #include "weight_only.inl"
 
 namespace octavo {
-extern const WeightOnlyKernels kWeightOnlyAvx2 = {widen, multiply};
+const WeightOnlyKernels weight_only_on::avx2 = {widen, multiply};
 }

@@ -3,5 +3,5 @@
 #include "weight_only.inl"
 
 namespace octavo {
-extern const WeightOnlyKernels kWeightOnlyNeon = {widen, multiply};
+const WeightOnlyKernels weight_only_on::neon = {widen, multiply};
 }

@@ -3,5 +3,5 @@
 #include "weight_only.inl"
 
 namespace octavo {
-extern const WeightOnlyKernels kWeightOnlyScalar = {widen, multiply};
+const WeightOnlyKernels weight_only_on::scalar = {widen, multiply};
 }
