@@ -18,16 +18,40 @@
 namespace octavo {
 namespace {
 
-struct Machine {
-  bool avx2 = false, avxvnni = false, avx512vnni = false, avx512vbmi2 = false, amx = false;
-  bool neondot = false, neoni8mm = false;
+// From plain to best, those of each architecture.
+enum class Isa {
+#define ISA(name) name,
+#include "families.inc"
 };
+
+constexpr bool is_built(Isa isa) {
+  for (const Isa built : {OCTAVO_BUILT}) {  // CMakeLists.txt
+    if (isa == built) return true;
+  }
+  return false;
+}
+
+// What the processor and the operating system have.
+struct Machine {
+#define ISA(name) bool name = false;
+#include "families.inc"
+};
+
+constexpr int kTileData = 18;  // the number of AMX's tile registers among the processor's states
+
+// Linux gives the tile registers only to processes that ask. A process that has them needs larger alternate signal
+// stacks, so it is asked for only when AMX is chosen; one with a small signal stack already is refused.
+bool request_tiles() {
+#if defined(__linux__) && defined(__x86_64__)
+  return syscall(SYS_arch_prctl, 0x1023, kTileData) == 0;  // ARCH_REQ_XCOMP_PERM
+#else
+  return false;
+#endif
+}
 
 #if defined(__x86_64__)
 
 bool bit(unsigned value, int index) { return (value >> index) & 1u; }
-
-constexpr int kTileData = 18;  // the number of the tile registers among the processor's states
 
 // Whether Linux would give them.
 bool tiles_supported() {
@@ -35,16 +59,6 @@ bool tiles_supported() {
   uint64_t states = 0;
   return syscall(SYS_arch_prctl, 0x1021, &states) == 0 &&
          ((states >> kTileData) & 1u);  // ARCH_GET_XCOMP_SUPP
-#else
-  return false;
-#endif
-}
-
-// Linux gives the tile registers only to processes that ask. A process that has them needs larger alternate signal
-// stacks, so it is asked for only when AMX is chosen; one with a small signal stack already is refused.
-[[maybe_unused]] bool request_tiles() {  // a build without AMX never asks
-#if defined(__linux__)
-  return syscall(SYS_arch_prctl, 0x1023, kTileData) == 0;  // ARCH_REQ_XCOMP_PERM
 #else
   return false;
 #endif
@@ -89,37 +103,36 @@ Machine detect() { return {}; }
 
 #endif
 
-// In the order of Kernels.
-#define OCTAVO_VECTOR_KERNELS(Unit) \
-  &kQuantize##Unit, &kPrune##Unit, &kNorm##Unit, &kDepthwise##Unit, &kEmbedding##Unit, &kWeightOnly##Unit
+// The kernels of an instruction set: of each family the best ones up to it that are built and that the machine can run.
+Kernels kernels_of(Isa isa, const Machine& machine) {
+  Kernels chosen = {};
+  // VBMI2 is not chosen by name: it is the part of AVX-512 that sparse kernels run on where the machine has it.
+  const Isa last = isa == Isa::avx512vnni ? Isa::avx512vbmi2 : isa;
+#define FAMILY(family, Table, files)    \
+  {                                     \
+    using namespace family##_on;        \
+    const Table*& best = chosen.family; \
+    files                               \
+  }
+#define ON(name) \
+  if constexpr (is_built(Isa::name)) best = Isa::name <= last && machine.name ? &name : best;
+#include "families.inc"
+  return chosen;
+}
 
 std::vector<Kernels> build_table() {
-  [[maybe_unused]] const Machine machine = detect();
-  return {
-      {"scalar", true, nullptr, OCTAVO_VECTOR_KERNELS(Scalar), &kGemmScalar, &kSparseScalar},
-#ifdef OCTAVO_HAVE_AVX2
-      {"avx2", machine.avx2, nullptr, OCTAVO_VECTOR_KERNELS(Avx2), &kGemmAvx2, &kSparseAvx2},
-#endif
-#ifdef OCTAVO_HAVE_AVXVNNI
-      {"avxvnni", machine.avxvnni, nullptr, OCTAVO_VECTOR_KERNELS(Avx2), &kGemmAvxVnni, &kSparseAvx2},
-#endif
-#ifdef OCTAVO_HAVE_AVX512VNNI
-      {"avx512vnni", machine.avx512vnni, nullptr, OCTAVO_VECTOR_KERNELS(Avx512Vnni), &kGemmAvx512Vnni,
-       machine.avx512vbmi2 ? &kSparseAvx512Vbmi2 : &kSparseAvx2},
-#endif
-#ifdef OCTAVO_HAVE_AMX
-      {"amx", machine.amx, request_tiles, OCTAVO_VECTOR_KERNELS(Avx512Vnni), &kGemmAmx, &kSparseAmx},
-#endif
-#ifdef OCTAVO_HAVE_NEON
-      {"neon", true, nullptr, OCTAVO_VECTOR_KERNELS(Neon), &kGemmNeon, &kSparseScalar},
-#endif
-#ifdef OCTAVO_HAVE_NEONDOT
-      {"neondot", machine.neondot, nullptr, OCTAVO_VECTOR_KERNELS(Neon), &kGemmNeonDot, &kSparseScalar},
-#endif
-#ifdef OCTAVO_HAVE_NEONI8MM
-      {"neoni8mm", machine.neoni8mm, nullptr, OCTAVO_VECTOR_KERNELS(Neon), &kGemmNeonI8mm, &kSparseScalar},
-#endif
-  };
+  Machine machine = detect();
+  machine.scalar = machine.neon = true;  // wherever they are built
+  std::vector<Kernels> table;
+#define ISA(name)                                                          \
+  if (is_built(Isa::name) && Isa::name != Isa::avx512vbmi2) {              \
+    table.push_back(kernels_of(Isa::name, machine));                       \
+    table.back().isa = #name;                                              \
+    table.back().available = machine.name;                                 \
+    table.back().enable = Isa::name == Isa::amx ? request_tiles : nullptr; \
+  }
+#include "families.inc"
+  return table;
 }
 
 bool usable(const Kernels& k) { return k.available && (!k.enable || k.enable()); }

@@ -8,20 +8,13 @@
 
 namespace octavo {
 
+// What runs on an instruction set: a table for each family (families.inc).
 struct Kernels {
   const char* isa;
   bool available;    // the processor and the operating system have it
   bool (*enable)();  // what has to succeed before the first use, or nullptr
-  // of the vector unit (OCTAVO_VECTOR_KERNELS in dispatch.cpp)
-  const QuantizeKernels* quantize;
-  const PruneKernels* prune;
-  const NormKernels* norm;
-  const DepthwiseKernels* depthwise;
-  const EmbeddingKernels* embedding;
-  const WeightOnlyKernels* weight_only;
-  // of its integer products
-  const GemmKernels* gemm;
-  const SparseKernels* sparse;
+#define FAMILY(family, Table, files) const Table* family;
+#include "families.inc"
 };
 
 const Kernels& kernels();                   // the chosen ones: the best available unless set_isa chose others

@@ -200,15 +200,14 @@ struct EmbeddingKernels {
   void (*divide)(const float* x, int64_t n, float divisor, void* out, DType dtype);
 };
 
-extern const QuantizeKernels kQuantizeScalar, kQuantizeAvx2, kQuantizeAvx512Vnni, kQuantizeNeon;
-extern const PruneKernels kPruneScalar, kPruneAvx2, kPruneAvx512Vnni, kPruneNeon;
-extern const NormKernels kNormScalar, kNormAvx2, kNormAvx512Vnni, kNormNeon;
-extern const GemmKernels kGemmScalar, kGemmAvx2, kGemmAvxVnni, kGemmAvx512Vnni, kGemmAmx, kGemmNeon,
-    kGemmNeonDot, kGemmNeonI8mm;
-extern const DepthwiseKernels kDepthwiseScalar, kDepthwiseAvx2, kDepthwiseAvx512Vnni, kDepthwiseNeon;
-extern const WeightOnlyKernels kWeightOnlyScalar, kWeightOnlyAvx2, kWeightOnlyAvx512Vnni, kWeightOnlyNeon;
-extern const EmbeddingKernels kEmbeddingScalar, kEmbeddingAvx2, kEmbeddingAvx512Vnni, kEmbeddingNeon;
-extern const SparseKernels kSparseScalar, kSparseAvx2, kSparseAvx512Vbmi2, kSparseAmx;
+// The tables that the kernels' files define: quantize_on::scalar, quantize_on::avx2, ...
+#define FAMILY(family, Kernels, files) \
+  namespace family##_on {              \
+    using Table = Kernels;             \
+    files                              \
+  }
+#define ON(isa) extern const Table isa;
+#include "families.inc"
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Drivers: take strides, choose the kernels (dispatch.h), split the work over threads. Strides count elements.

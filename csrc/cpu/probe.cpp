@@ -3,8 +3,8 @@
 #include <chrono>
 #include <cstring>
 
-#include "../dispatch.h"
-#include "../parallel.h"
+#include "dispatch.h"
+#include "parallel.h"
 
 namespace octavo {
 namespace {

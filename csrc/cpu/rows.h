@@ -1,9 +1,9 @@
 // What the drivers share: walking a strided row in contiguous pieces, and quantizing it.
 #pragma once
 
-#include "../dispatch.h"
-#include "../layouts.h"
-#include "../numerics.h"
+#include "dispatch.h"
+#include "layouts.h"
+#include "numerics.h"
 #include "stream.h"
 
 namespace octavo {

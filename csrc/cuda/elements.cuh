@@ -2,8 +2,8 @@
 // that a NaN is any NaN: the device's arithmetic keeps no payload either.
 #pragma once
 
-#include "../numerics.h"
-#include "../octavo.h"
+#include "numerics.h"
+#include "octavo.h"
 #include "runtime.h"
 
 namespace octavo {

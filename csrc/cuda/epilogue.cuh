@@ -5,12 +5,12 @@
 // out_dtype and activation are the same for a whole launch: branches on them cost less than a kernel for each.
 #pragma once
 
-#include "../cpu/unroll.h"
-#include "../octavo.h"
+#include "cpu/vec/unroll.h"
 #include "elements.cuh"
+#include "octavo.h"
 #include "vec_device.cuh"
 
-#include "../cpu/activation.inl"
+#include "cpu/vec/activation.inl"
 
 namespace octavo {
 namespace cuda {

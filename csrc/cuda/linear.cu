@@ -1,6 +1,6 @@
 // The driver of every product: A is staged once as int8 rows of whole 16-byte chunks, then multiplied by each weight. Up to 16
 // rows the time is that of reading the weight: gemv; above, gemm. Packing is here because it is the same staging.
-#include "../check.h"
+#include "check.h"
 #include "octavo_cuda.h"
 #include "product.cuh"
 

@@ -5,7 +5,7 @@
 // arrays are aligned to their elements and nothing more; rows of a strided view may begin anywhere.
 #pragma once
 
-#include "../octavo.h"
+#include "octavo.h"
 #include "runtime.h"
 
 namespace octavo {

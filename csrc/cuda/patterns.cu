@@ -1,5 +1,5 @@
 // Patterns: n:m groups, the scores of rows, columns and blocks, masks of whole units, and masks as bits.
-#include "../check.h"
+#include "check.h"
 #include "octavo_cuda.h"
 #include "packs.cuh"
 

@@ -5,7 +5,7 @@
 
 #include <cstring>
 
-#include "../cpu/unroll.h"
+#include "cpu/vec/unroll.h"
 #include "elements.cuh"
 #include "ptx.cuh"
 

@@ -3,8 +3,8 @@
 
 #include <initializer_list>
 
-#include "../layouts.h"
-#include "../numerics.h"
+#include "layouts.h"
+#include "numerics.h"
 #include "runtime.h"
 
 namespace octavo {

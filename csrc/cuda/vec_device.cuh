@@ -2,7 +2,7 @@
 // compiled for the device as they are, and give the same bits.
 #pragma once
 
-#include "../numerics.h"
+#include "numerics.h"
 #include "runtime.h"
 
 #define OCTAVO_LANES_FN __device__ inline

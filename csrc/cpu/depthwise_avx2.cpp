@@ -1,7 +1,0 @@
-#include "vec_avx2.h"
-
-#include "depthwise.inl"
-
-namespace octavo {
-extern const DepthwiseKernels kDepthwiseAvx2 = {convolve};
-}

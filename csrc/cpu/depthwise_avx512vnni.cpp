@@ -1,7 +1,0 @@
-#include "vec_avx512.h"
-
-#include "depthwise.inl"
-
-namespace octavo {
-extern const DepthwiseKernels kDepthwiseAvx512Vnni = {convolve};
-}

@@ -1,7 +1,0 @@
-#include "vec_neon.h"
-
-#include "depthwise.inl"
-
-namespace octavo {
-extern const DepthwiseKernels kDepthwiseNeon = {convolve};
-}

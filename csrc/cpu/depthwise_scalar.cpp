@@ -1,7 +1,0 @@
-#include "vec_scalar.h"
-
-#include "depthwise.inl"
-
-namespace octavo {
-extern const DepthwiseKernels kDepthwiseScalar = {convolve};
-}

@@ -1,7 +1,0 @@
-#include "vec_scalar.h"
-
-#include "embedding.inl"
-
-namespace octavo {
-extern const EmbeddingKernels kEmbeddingScalar = {fold_rows<Add>, fold_rows<Max>, divide};
-}

@@ -1,0 +1,7 @@
+#include "cpu/vec/vec_avx512.h"
+
+#include "norm.inl"
+
+namespace octavo {
+const NormKernels norm_on::avx512vnni = {normalize};
+}

@@ -1,7 +1,0 @@
-#include "vec_avx2.h"
-
-#include "norm.inl"
-
-namespace octavo {
-extern const NormKernels kNormAvx2 = {normalize};
-}

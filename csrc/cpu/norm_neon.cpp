@@ -1,7 +1,0 @@
-#include "vec_neon.h"
-
-#include "norm.inl"
-
-namespace octavo {
-extern const NormKernels kNormNeon = {normalize};
-}

@@ -1,7 +1,0 @@
-#include "vec_scalar.h"
-
-#include "norm.inl"
-
-namespace octavo {
-extern const NormKernels kNormScalar = {normalize};
-}

@@ -1,0 +1,9 @@
+#include "cpu/vec/vec_neon.h"
+
+#include "prune.inl"
+#include "prune_patterns.inl"
+
+namespace octavo {
+const PruneKernels prune_on::neon = {prune,    prune_max, quantize_kept, count_equal, bracket,
+                                     prune_nm, add_units, add_columns,   apply_mask};
+}

@@ -1,9 +1,0 @@
-#include "vec_neon.h"
-
-#include "prune.inl"
-#include "prune_patterns.inl"
-
-namespace octavo {
-extern const PruneKernels kPruneNeon = {prune,    prune_max, quantize_kept, count_equal, bracket,
-                                        prune_nm, add_units, add_columns,   apply_mask};
-}

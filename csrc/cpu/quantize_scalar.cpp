@@ -1,7 +1,0 @@
-#include "vec_scalar.h"
-
-#include "quantize.inl"
-
-namespace octavo {
-extern const QuantizeKernels kQuantizeScalar = {max_bits, range, quantize, quantize_bounded, dequantize};
-}

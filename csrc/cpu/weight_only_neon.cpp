@@ -1,7 +1,0 @@
-#include "vec_neon.h"
-
-#include "weight_only.inl"
-
-namespace octavo {
-extern const WeightOnlyKernels kWeightOnlyNeon = {widen, multiply};
-}
