@@ -16,7 +16,7 @@ settings.register_profile("deep", common, max_examples=1000, print_blob=True)
 settings.load_profile("deep" if os.environ.get("OCTAVO_TEST_DEEP") == "1" else "gate")
 
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
-    # Before an OpenMP runtime is loaded: the workers share the cores, and threads that wait leave them to others.
+    # Before an OpenMP runtime is loaded: workers share the cores, and threads that wait leave them to others.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
