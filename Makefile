@@ -31,7 +31,12 @@ endif
 
 # Two pips at once in one environment trip over each other.
 .NOTPARALLEL:
-export OCTAVO_TEST_DEEP
+# A worker for each core, and for its memory no more than eight.
+PYTEST := $(BIN)/python -m pytest -n $(shell nproc | awk '{print $$1 < 8 ? $$1 : 8}') --dist worksteal
+CPP_TESTS = $(BIN)/cmake -S . -B build/cpp-tests -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
+  -DOCTAVO_CPP_TESTS=ON -DOCTAVO_CUDA_EMULATED=ON -DOCTAVO_WERROR=$(WERROR) --log-level=WARNING \
+  -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir)
+
 .DEFAULT_GOAL := help
 .PHONY: help build test test-torch test-newest test-deep test-cpp test-races test-arm cuda test-cuda gpu lint format bench docs demo lock clean
 
@@ -44,14 +49,18 @@ demo: $(VENV)/.locked-demo $(VENV)/.octavo  ## compress a real sentence-embeddin
 build: $(VENV)/.locked-dev $(VENV)/.octavo  ## build the package and install it, with the development tools, in .venv
 
 test: build $(OLDEST)/.locked-oldest test-cpp  ## the kernels under sanitizers, then every Python test
-	OCTAVO_TEST_TORCH=$(OTHER_TORCH) OCTAVO_TEST_CUDA_EMULATED=$(CURDIR)/build/cpp-tests \
-	  $(BIN)/python -m pytest $(TEST_ARGS)
+	OCTAVO_TEST_TORCH=$(OTHER_TORCH) OCTAVO_TEST_CUDA_EMULATED=$(CURDIR)/build/cpp-tests $(PYTEST) $(TEST_ARGS)
+	@echo "make test: passed: the kernels under sanitizers, CUDA's on an emulator; Python, with torch and the oldest torch."
+	@echo "Only make test-deep: new random cases, ten times as many; races between CUDA threads; all processors of aarch64;"
+	@echo "the registers of the CUDA kernels, where nvcc is."
 
 test-torch: build $(OLDEST)/.locked-oldest  ## only the tests of PyTorch, on the oldest version that octavo takes
-	OCTAVO_TEST_TORCH=$(OTHER_TORCH) $(BIN)/python -m pytest tests/test_torch_versions.py $(TEST_ARGS)
+	OCTAVO_TEST_TORCH=$(OTHER_TORCH) $(PYTEST) tests/test_torch_versions.py $(TEST_ARGS)
 
-test-deep: test-races test-arm  ## test with new cases, ten times as many; races between CUDA threads; aarch64
-	$(MAKE) test OCTAVO_TEST_DEEP=1
+test-deep:  ## test with new cases, ten times as many; test-races; test-arm on every processor; cuda, where nvcc is
+	$(MAKE) test test-races OCTAVO_TEST_DEEP=1
+	$(MAKE) test-arm PROCESSORS="max neoverse-n1 cortex-a72"
+	if command -v nvcc >/dev/null; then $(MAKE) cuda; fi
 
 test-newest: $(NEWEST)/.octavo  ## the tests on the newest of everything, held.txt or not
 	@echo "newer than in requirements/dev.txt:"
@@ -59,19 +68,20 @@ test-newest: $(NEWEST)/.octavo  ## the tests on the newest of everything, held.t
 	$(NEWEST)/bin/python -m pytest --ignore=tests/test_torch_versions.py $(TEST_ARGS)
 
 test-cpp: $(VENV)/.locked-dev  ## only the kernels under sanitizers, those for CUDA on an emulator
-	@$(BIN)/cmake -S . -B build/cpp-tests -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
-	  -DOCTAVO_CPP_TESTS=ON -DOCTAVO_CUDA_EMULATED=ON -DOCTAVO_WERROR=$(WERROR) --log-level=WARNING \
-	  -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir)
+	@$(CPP_TESTS)
 	@$(BIN)/cmake --build build/cpp-tests
-	build/cpp-tests/test_kernels
-	build/cpp-tests/test_cuda_address
+	@printf '%s\n' test_kernels test_cuda_address | xargs -P 2 -I {} sh -c 'build/cpp-tests/{} >build/cpp-tests/{}.log 2>&1 || \
+	  { cat build/cpp-tests/{}.log; exit 1; }'
+	@tail -n 1 build/cpp-tests/test_kernels.log build/cpp-tests/test_cuda_address.log
 	sh tests/cuda/test_emulator.sh build/cpp-tests
 
-test-races: test-cpp  ## races between CUDA threads, by the thread sanitizer on the emulator: takes several minutes
+test-races: $(VENV)/.locked-dev  ## races between CUDA threads, by the thread sanitizer on the emulator: takes several minutes
+	@$(CPP_TESTS)
+	@$(BIN)/cmake --build build/cpp-tests --target test_cuda_thread
 	build/cpp-tests/test_cuda_thread
 
-test-arm: $(VENV)/.locked-build  ## the kernels for aarch64, cross-compiled and run on emulated processors
-	@PATH="$(CURDIR)/$(BIN):$$PATH" WERROR=$(WERROR) sh tests/cpp/test_arm.sh
+test-arm: $(VENV)/.locked-build  ## the kernels for aarch64, cross-compiled and run on an emulated processor that has them all
+	@PATH="$(CURDIR)/$(BIN):$$PATH" WERROR=$(WERROR) sh tests/cpp/test_arm.sh $(PROCESSORS)
 
 cuda: $(VENV)/.locked-build  ## the CUDA module, compiled and held to its table of registers: needs nvcc, no GPU
 	@$(BIN)/cmake -S . -B build/cuda -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
@@ -175,9 +185,11 @@ lock: build/uv/bin/uv  ## the newest versions, but for those of requirements/hel
 	$(LOCK) requirements/docs.in -o requirements/docs.txt
 	$(LOCK) requirements/cuda.in -c requirements/dev.txt -o requirements/cuda.txt
 
+# What pip here is told not to go beyond holds for uv too.
 .PHONY: build/newest.txt
 build/newest.txt: build/uv/bin/uv
-	@$(LOCK) $(WITHOUT_CUDA) requirements/dev.in --extra dev --extra files pyproject.toml -o $@
+	@$(LOCK) $(WITHOUT_CUDA) requirements/dev.in --extra dev --extra files pyproject.toml -o $@ \
+	  $(addprefix -c ,$(shell $(PYTHON) -m pip config get global.constraint 2>/dev/null))
 
 build/uv/bin/uv:
 	@$(PYTHON) -m venv build/uv

@@ -15,7 +15,17 @@ settings.register_profile("gate", common, derandomize=True, max_examples=100)
 settings.register_profile("deep", common, max_examples=1000, print_blob=True)
 settings.load_profile("deep" if os.environ.get("OCTAVO_TEST_DEEP") == "1" else "gate")
 
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    # Before an OpenMP runtime is loaded: workers share the cores, and threads that wait leave them to others.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 with warnings.catch_warnings():
     # Where the native module is missing its tests fail one by one (strategies.isas), not all of them here.
     warnings.simplefilter("ignore", RuntimeWarning)
     import octavo  # noqa: F401
+
+
+def pytest_collection_modifyitems(items):
+    """What takes longest begins first: at the end of a run no worker waits for another."""
+    items.sort(key=lambda item: "test_torch_versions" not in item.nodeid)

@@ -152,7 +152,7 @@ def inputs_of(layer):
         (partial(ATTENTION, bias=False), octavo.Int8WeightOnly(group_size=8)),
         (ATTENTION, WITH_RANGES),
     ],
-    ids=str,
+    ids=lambda each: getattr(each, "func", type(each)).__name__,
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_int8_layer_comes_back(tmp_path, make, config, dtype):
