@@ -189,7 +189,7 @@ lock: build/uv/bin/uv  ## the newest versions, but for those of requirements/hel
 .PHONY: build/newest.txt
 build/newest.txt: build/uv/bin/uv
 	@$(LOCK) $(WITHOUT_CUDA) requirements/dev.in --extra dev --extra files pyproject.toml -o $@ \
-	  $(addprefix -c ,$(shell $(PYTHON) -m pip config get global.constraint 2>/dev/null))
+	  $(addprefix -c ,$(shell $(PYTHON) -m pip config list | sed -n "s/^global.constraint='\(.*\)'/\1/p"))
 
 build/uv/bin/uv:
 	@$(PYTHON) -m venv build/uv
