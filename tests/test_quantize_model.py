@@ -15,7 +15,7 @@ from torch.nn.utils import prune  # noqa: E402
 
 import octavo  # noqa: E402
 from octavo.nn import Int8Dynamic, Int8Linear, Int8MultiheadAttention, Int8Static, quantize_  # noqa: E402
-from octavo.nn.convert import forms as table  # noqa: E402
+from octavo.nn.convert import replaceable as table  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

@@ -70,7 +70,7 @@ def explanations(subject: Any) -> list[Explanation]:
 def _module_rows(model: Any) -> list[Explanation]:
     from torch.nn.utils.parametrize import ParametrizationList
 
-    from .nn.convert.forms import int8_kinds
+    from .nn.convert.replaceable import int8_kinds
 
     rows, kinds = [], int8_kinds()
     for name, module in model.named_modules():
@@ -98,7 +98,7 @@ def _float_module_rows(name: str, module: Any) -> list[Explanation]:
     """One row if the module itself holds weights, float parameters with two dimensions or more; else none."""
     from torch.nn.utils.parametrize import is_parametrized
 
-    from .nn.convert.forms import REASON, why_float
+    from .nn.convert.replaceable import REASON, why_float
 
     names = [*module._parameters, *(module.parametrizations if is_parametrized(module) else ())]
     found = [getattr(module, each) for each in names]

@@ -11,7 +11,6 @@ import numpy as np
 
 from ..runtime.arrays import (
     DTYPE_CODES,
-    FLOATS,
     Array,
     as_dtype_name,
     check_dtype,
@@ -30,7 +29,7 @@ from ..runtime.routing import Engine
 from .conv_weight import PackedConvWeight, bundle_of, check_kinds, joined, pack_conv, unpack_conv
 from .int_mm import SCALED_INT_MM
 from .op import Op, Plan
-from .operand import ACTIVATIONS, FLOAT_OUT, Operand, check_epilogue
+from .operand import ACTIVATIONS, FLOAT_OUT, Operand, check_epilogue, default_out_dtype
 from .quantize import QUANTIZE
 
 Pair = int | Sequence[int]
@@ -108,7 +107,7 @@ def _plan(
     n = shape[0]
     window = as_checked_window(stride, padding, dilation)
     size = output_size(x.shape, shape, groups, window)
-    name = FLOATS[x_code % 3] if out_dtype is None else as_dtype_name(out_dtype, "out_dtype", FLOAT_OUT)
+    name = default_out_dtype(x) if out_dtype is None else as_dtype_name(out_dtype, "out_dtype", FLOAT_OUT)
     check_epilogue(Operand(n, 0, packed.buffer, packed.scale), bias, activation, name)
 
     def native(engine: Engine, result: Array) -> None:

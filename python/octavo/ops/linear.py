@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,33 +9,27 @@ import numpy as np
 
 from ..runtime import backends
 from ..runtime.arrays import (
-    FLOAT_CODES,
-    FLOATS,
     Array,
     as_dtype_name,
     float_code,
-    is_array,
     kind_of,
-    mark_written,
     needs_dispatcher,
-    plain_address,
-    pointer_of,
 )
-from ..runtime.backends import _core
 from ..runtime.routing import Engine, float_rows
 from .layouts import MAX_K_UNSIGNED
-from .op import Op, Out, Plan
+from .linear_tiny import tiny_int8_linear, tiny_int8_linears
+from .op import Op, Plan
 from .operand import (
-    ACTIVATIONS,
     OUT,
     as_packed_weight,
     check_epilogue,
     check_fits,
     check_operand,
+    default_out_dtype,
+    is_empty,
     operand_of,
     scale_of,
     target_of,
-    tiny_weight,
     unpacked,
 )
 from .pack import PackedWeight
@@ -164,7 +157,7 @@ def _plan_linears(
         inputs["weight_scale" + at] = operand.scale
         _check_one_k(operand.n, operand.k, operands[0].k, at)
     kind_of(**inputs)
-    x_code = float_code(x, "x")
+    float_code(x, "x")
     lead = tuple(x.shape[:-1])
     for operand in operands[:1]:
         check_fits(x, operand.n, operand.k)
@@ -172,7 +165,7 @@ def _plan_linears(
             raise ValueError(
                 f"x: expected K <= {MAX_K_UNSIGNED} with zero points, for exact int32 sums, got {operand.k}"
             )
-    name = FLOATS[x_code % 3] if out_dtype is None else as_dtype_name(out_dtype, "out_dtype", OUT)
+    name = default_out_dtype(x) if out_dtype is None else as_dtype_name(out_dtype, "out_dtype", OUT)
     activations = [activation or None for activation in activations]
     for at, operand, bias, activation in zip(names, operands, biases, activations, strict=True):
         check_epilogue(operand, bias, activation, name, at)
@@ -208,182 +201,7 @@ def _check_one_k(n: int, k: int, first: int, at: str) -> None:
 
 def given_biases(biases: Sequence[Array | None], ns: Sequence[int]) -> list[Array | None]:
     """The biases, None for an empty one that stands for none, as it does unless N is 0."""
-    return [None if n and _is_empty(bias) else bias for bias, n in zip(biases, ns, strict=True)]
-
-
-def _is_empty(bias: Array | None) -> bool:
-    return is_array(bias) and tuple(bias.shape) == (0,)  # type: ignore[union-attr]
-
-
-def tiny_int8_linear(
-    x: Array,
-    weight: PackedWeight | Array,
-    weight_scale: Array | None,
-    bias: Array | None = None,
-    activation: str | None = None,
-    out_dtype: Any = None,
-    symmetric: bool = True,
-    out: Sequence[Out] | None = None,
-) -> Array | None:
-    """What the plan does for contiguous arrays of the usual dtypes on the CPU; None where others come.
-
-    It repeats the checks of the plan without its function calls, which cost more than a tiny product.
-    """
-    if out_dtype is not None:
-        return None
-    if type(weight) is PackedWeight:
-        n, k, buffer, scale = weight.operands
-        x_address = plain_address(x, buffer)
-        if not x_address or scale is None:
-            return None
-        packed = None
-    else:
-        known = tiny_weight(weight, weight_scale)
-        if known is None:
-            return None
-        n, k, buffer, scale, packed = known
-        x_address = plain_address(x, buffer)
-    if not x_address or (activation is not None and activation not in ACTIVATIONS):
-        return None
-    shape, code = tuple(x.shape), FLOAT_CODES.get(x.dtype, 3)  # a slice of a torch.Size costs 0.3 us
-    if not shape or shape[-1] != k or code == 3 or not (symmetric or k <= MAX_K_UNSIGNED):
-        return None
-    lead = shape[:-1]
-    rows = math.prod(lead)
-    bias_address = bias_code = 0
-    if bias is not None:
-        bias_address = plain_address(bias, buffer)
-        bias_code = FLOAT_CODES.get(bias.dtype, -1) if bias_address else -1
-        if bias_code < 0 or bias.shape != (n,):
-            return None
-    result: Any
-    if out is not None:
-        result = _tiny_out(out, x, (*lead, n), (x, buffer, scale, bias))
-        if result is None:
-            return None
-    else:
-        result = np.empty((*lead, n), x.dtype) if type(x) is np.ndarray else x.new_empty(*lead, n)
-    if type(x) is np.ndarray:
-        weight_address = _core.address(buffer)
-        scale_address, address = _core.address(scale), _core.address(result)
-    elif buffer.is_cpu:
-        weight_address = buffer.data_ptr()
-        scale_address, address = scale.data_ptr(), result.data_ptr()
-    else:
-        return None
-    if packed is None:
-        checked = weight._native
-        packed = checked[1] if checked[0] == weight_address else weight._at(weight_address)
-    target = _core.Target(
-        packed,
-        scale=scale_address,
-        bias=bias_address,
-        bias_dtype=bias_code,
-        activation=ACTIVATIONS[activation],
-        out=address,
-        out_dtype=code,
-        out_row_stride=n,
-    )
-    _core.int8_linears(
-        _core.FloatRows(x_address, dtype=code, rows=rows, cols=k, row_stride=k, col_stride=1),
-        targets=[target],
-        symmetric=symmetric,
-        where=backends.get_num_threads(),
-    )
-    if out is not None:
-        mark_written(result)
-    return result
-
-
-def _tiny_out(
-    out: Sequence[Out], x: Array, shape: tuple[int, ...], inputs: Sequence[Array | None]
-) -> Array | None:
-    """What there is to fill, if it is as plain as x and apart from contiguous inputs."""
-    assert out[0] is not None
-    result = out[0][1]
-    if type(result) is not type(x) or result.dtype != x.dtype or result.shape != shape:
-        return None
-    if not (result.flags.writeable if type(x) is np.ndarray else not result.requires_grad):
-        return None
-    begin = plain_address(result, x)
-    end = begin + result.nbytes
-    for each in inputs:
-        if each is not None:
-            low = plain_address(each, x)
-            if not low or (low < end and begin < low + each.nbytes):
-                return None
-    return result if begin else None
-
-
-def _tiny_shared(
-    x: Array,
-    weights: Sequence[PackedWeight | Array],
-    weight_scales: Sequence[Array | None],
-    biases: Sequence[Array | None],
-    activations: Sequence[str | None],
-    out_dtype: Any = None,
-    symmetric: bool = True,
-    *,
-    out: Sequence[Out] | None = None,
-) -> list[Array] | None:
-    """tiny_int8_linear with a list of weights."""
-    if out_dtype is not None or out is not None or not len(weights):
-        return None
-    first = weights[0]
-    x_address = plain_address(x, first.buffer if type(first) is PackedWeight else first)
-    code = FLOAT_CODES.get(x.dtype, 3) if x_address else 3
-    if code == 3 or not x.shape or not (symmetric or x.shape[-1] <= MAX_K_UNSIGNED):
-        return None
-    lead, cols = x.shape[:-1], x.shape[-1]
-    in_numpy = type(x) is np.ndarray
-    at = pointer_of(x)
-    results, targets = [], []
-    for weight, weight_scale, bias, activation in zip(
-        weights, weight_scales, biases, activations, strict=True
-    ):
-        if type(weight) is PackedWeight:
-            n, k, buffer, scale = weight.operands
-            on_cpu = (
-                type(buffer) is np.ndarray if in_numpy else type(buffer) is not np.ndarray and buffer.is_cpu
-            )
-            if scale is None or not on_cpu:
-                return None
-            packed = weight._at(at(buffer))
-        else:
-            known = tiny_weight(weight, weight_scale)
-            if known is None:
-                return None
-            n, k, buffer, scale, packed = known
-        if k != cols or (activation and activation not in ACTIVATIONS):
-            return None
-        bias_address = bias_code = 0
-        if bias is not None and not (n and _is_empty(bias)):
-            bias_address = plain_address(bias, buffer)
-            bias_code = FLOAT_CODES.get(bias.dtype, -1) if bias_address else -1
-            if bias_code < 0 or bias.shape != (n,):
-                return None
-        result = np.empty((*lead, n), x.dtype) if in_numpy else x.new_empty(*lead, n)
-        results.append(result)
-        targets.append(
-            _core.Target(
-                packed,
-                scale=at(scale),
-                bias=bias_address,
-                bias_dtype=bias_code,
-                activation=ACTIVATIONS[activation or None],
-                out=at(result),
-                out_dtype=code,
-                out_row_stride=n,
-            )
-        )
-    rows = math.prod(lead)
-    _core.int8_linears(
-        _core.FloatRows(x_address, dtype=code, rows=rows, cols=cols, row_stride=cols, col_stride=1),
-        targets=targets,
-        symmetric=symmetric,
-        where=backends.get_num_threads(),
-    )
-    return results
+    return [None if n and is_empty(bias) else bias for bias, n in zip(biases, ns, strict=True)]
 
 
 def _lower(x: Array, weight: PackedWeight | Array, weight_scale: Array | None, *more: Any) -> tuple[Any, ...]:
@@ -432,6 +250,6 @@ INT8_LINEARS = Op(
     "*, ScalarType? out_dtype=None, bool symmetric=True) -> Tensor[]",
     _plan_linears,
     "linear",
-    tiny=_tiny_shared,
+    tiny=tiny_int8_linears,
     lower=_lower_shared,
 )

@@ -15,19 +15,8 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from ..runtime import backends
-from ..runtime.arrays import (
-    Array,
-    check_out,
-    dtype_name,
-    empty,
-    empty_channels_last,
-    is_same_memory,
-    kind_of,
-    needs_dispatcher,
-    store,
-    writable,
-    writable_rows,
-)
+from ..runtime.arrays import Array, dtype_name, empty, empty_channels_last, kind_of, needs_dispatcher
+from ..runtime.outputs import check_out, is_same_memory, store, writable, writable_rows
 from ..runtime.routing import native_for, reference_for
 
 # (shape, None where this call has no such result; dtype; layout). Layouts: "" is C-contiguous, "rows" may

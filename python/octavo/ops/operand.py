@@ -7,21 +7,20 @@ from typing import Any, NamedTuple
 from ..runtime import backends
 from ..runtime.arrays import (
     DTYPE_CODES,
-    FLOAT_CODES,
     FLOATS,
     Array,
     check_dtype,
     contiguous,
     dtype_name,
     float_code,
+    is_array,
     is_plain,
     kind_of,
     on_cuda,
-    plain_address,
     pointer,
-    row_stride,
 )
 from ..runtime.backends import _core
+from ..runtime.outputs import row_stride
 from .layouts import MAX_K, aligned, check_home, check_scale, packed_nbytes, read_header
 from .pack import PackedWeight, pack, pack_weight, unpack_matrix
 from .quantize import Quantized
@@ -30,6 +29,12 @@ FLOAT_OUT = ("float32", "float16", "bfloat16")
 OUT = (*FLOAT_OUT, "int32")
 CUDA_ROW = 16  # bytes: what rows have to begin at for CUDA kernels to read them as they are
 ACTIVATIONS: dict[str | None, int] = {None: 0, "relu": 1, "gelu": 2, "gelu_tanh": 3, "silu": 4}
+
+
+def default_out_dtype(x: Array) -> str:
+    """x's own dtype; float32 for float64, which kernels take as float32."""
+    name = FLOATS[float_code(x, "x")]
+    return "float32" if name == "float64" else name
 
 
 class Operand(NamedTuple):
@@ -99,6 +104,10 @@ def scale_of(weight: PackedWeight, at: str = "") -> Array:
     if weight.scale is None:
         raise ValueError(f"weight{at}: expected a weight with a scale, got one without")
     return weight.scale
+
+
+def is_empty(bias: Array | None) -> bool:
+    return is_array(bias) and tuple(bias.shape) == (0,)  # type: ignore[union-attr]
 
 
 def unpacked(operand: Operand) -> Array:
@@ -181,17 +190,3 @@ def target_of(
         out_row_stride=row_stride(result),
     )
     return target, (buffer, scale, added)
-
-
-def tiny_weight(weight: Array, scale: Array | None) -> tuple[int, int, Array, Array, Any] | None:
-    """(N, K, weight, scale, record) of a packed buffer on the CPU with one scale for each row, where kernels
-    read both as they are; else None."""
-    address = plain_address(weight, weight)
-    if not address or address % 64 or weight.ndim != 1 or weight.itemsize != 1:
-        return None
-    if scale is None or not plain_address(scale, weight) or FLOAT_CODES.get(scale.dtype) != 0:
-        return None
-    n, k = _core.packed_shape(address, nbytes=weight.shape[0])
-    if scale.shape != (n,) and scale.shape != (n, 1):
-        return None
-    return n, k, weight, scale, _core.Weight(address, nbytes=weight.shape[0], n=n, k=k)

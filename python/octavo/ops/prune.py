@@ -8,20 +8,18 @@ from typing import Any
 
 from ..runtime.arrays import (
     Array,
-    byte_range,
-    check_out,
     contiguous,
     dtype_name,
     float_code,
     is_plain,
     is_torch,
     kind_of,
-    mark_written,
     native_dtype,
     needs_dispatcher,
     on_device_of,
     pointer,
 )
+from ..runtime.outputs import byte_range, check_out, mark_written
 from ..runtime.routing import Engine, float_rows, native_for, reference_for
 from .op import Op, Out, Plan, outs_of
 from .prune_native import FAMILIES, segments_of, select, size_of, write

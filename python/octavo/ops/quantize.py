@@ -30,10 +30,9 @@ from ..runtime.arrays import (
     on_cuda,
     plain_address,
     pointer,
-    row_stride,
-    store,
 )
 from ..runtime.backends import _core
+from ..runtime.outputs import row_stride, store
 from ..runtime.routing import Engine, float_rows, int_rows, native_for
 from .op import Op, Out, Plan, outs_of
 

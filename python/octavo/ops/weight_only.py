@@ -11,7 +11,6 @@ import numpy as np
 from ..runtime import backends
 from ..runtime.arrays import (
     FLOAT_CODES,
-    FLOATS,
     Array,
     as_dtype_name,
     check_dtype,
@@ -32,6 +31,7 @@ from .operand import (
     check_epilogue,
     check_fits,
     check_operand,
+    default_out_dtype,
     operand_of,
     target_of,
     unpacked,
@@ -93,14 +93,14 @@ def _plan(
 ) -> Plan:
     inputs = {"x": x, "weight": weight, "weight_scale": weight_scale, "bias": bias}
     kind_of(**inputs)
-    code = float_code(x, "x")
+    float_code(x, "x")
     check_dtype(weight_scale, "weight_scale", "float32")
     per_row = weight_scale[..., 0] if weight_scale.ndim == 2 and weight_scale.shape[1] else weight_scale
     n, k, weight, _, known = operand_of(weight, per_row, x)
     operand = Operand(n, k, weight, weight_scale, known)
     groups = check_groups(weight_scale, n, k)
     check_fits(x, n, k)
-    name = FLOATS[code % 3] if out_dtype is None else as_dtype_name(out_dtype, "out_dtype", FLOAT_OUT)
+    name = default_out_dtype(x) if out_dtype is None else as_dtype_name(out_dtype, "out_dtype", FLOAT_OUT)
     check_epilogue(operand, bias, activation, name)
 
     def check() -> None:

@@ -14,7 +14,7 @@ from ..configs import DEFAULT, Config, Int8Static, check_config
 from ..layers.attention import Int8MultiheadAttention
 from ..layers.static import Int8StaticLinear, Range
 from .calibrate import calibrate
-from .forms import REASON, as_linear, forms_of, why_float
+from .replaceable import REASON, as_linear, forms_of, why_float
 from .swap import Filter, check_model, replace, swapped
 
 Configs = Config | Mapping[str | type[nn.Module], Config | None]

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from .forms import int8_kinds
+from .replaceable import int8_kinds
 
 Filter = Callable[[nn.Module, str], bool]
 

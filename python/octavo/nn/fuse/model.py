@@ -17,7 +17,7 @@ from torch.fx.experimental.symbolic_shapes import SYMPY_INTERP
 
 from ...ops.pack import PackedWeight
 from ...runtime.arrays import needs_dispatcher
-from ..convert.forms import int8_kinds
+from ..convert.replaceable import int8_kinds
 from ..convert.swap import check_model
 from ..layers.linear import Int8Linear
 from .patterns import Fusion, fuse_graph

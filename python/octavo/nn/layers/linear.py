@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ...ops.linear import INT8_LINEAR, tiny_int8_linear
+from ...ops.linear import INT8_LINEAR
+from ...ops.linear_tiny import tiny_int8_linear
 from ...ops.operand import ACTIVATIONS, CUDA_ROW
 from ...ops.pack import PackedWeight, pack_matrix
 from ...ops.quantize import quantize

@@ -11,7 +11,8 @@ from torch.nn.utils import parametrize
 
 from ...ops.prune import prune_mask
 from ...ops.selection import Selection, check_units, selection
-from ...runtime.arrays import check_out, dtype_name, float_code, kind_of, needs_dispatcher
+from ...runtime.arrays import dtype_name, float_code, kind_of, needs_dispatcher
+from ...runtime.outputs import check_out
 
 
 class PruningMask(nn.Module):
