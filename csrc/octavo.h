@@ -9,7 +9,7 @@
 
 namespace octavo {
 
-// The codes are shared with python/octavo/arrays.py.
+// The codes are shared with python/octavo/runtime/arrays.py.
 enum class DType : int { f32 = 0, f16 = 1, bf16 = 2, f64 = 3, i32 = 4 };
 enum class Activation : int { none = 0, relu = 1, gelu = 2, gelu_tanh = 3, silu = 4 };
 
@@ -26,7 +26,7 @@ struct Range {
 struct QuantizeKernels {
   // The largest magnitude of x[0, n) as float32 bits; kInfKey or more if anything is not finite.
   uint32_t (*max_bits)(const void* x, DType dtype, int64_t n);
-  // Widens r by the finite elements of x[0, n); x reads as 0 where mask (if any) is false.
+  // Widens r until it holds the finite elements of x[0, n). Where there is a mask and it is false, x counts as 0.
   void (*range)(const void* x, DType dtype, const bool* mask, int64_t n, Range* r);
   // q = clamp(rint(x * inv) + zero_point, q_min, 127) xor flip; NaN counts as 0. flip = 0x80 stores q + 128 as uint8.
   void (*quantize)(const void* x, DType dtype, const bool* mask, int64_t n, float inv, float zero_point,
@@ -62,7 +62,7 @@ struct PruneKernels {
   // A row of units: sums[unit][(index + i) mod 8] += |w[unit][i]|, i < unit_cols.
   void (*add_units)(const void* w, DType dtype, int64_t units, int64_t unit_cols, int64_t index,
                     double* sums);
-  // sums[i] += |w[i]|; the row of n that stands `stride` elements further on comes next.
+  // sums[i] += |w[i]|, i < n. The next row, `stride` elements further on, is prefetched.
   void (*add_columns)(const void* w, DType dtype, int64_t n, int64_t stride, double* sums);
   void (*apply_mask)(const void* w, DType dtype, const bool* mask, int64_t n, void* out);  // out may be w
 };
@@ -119,7 +119,7 @@ struct GemmKernels {
   void (*gemm)(const GemmBlock& block);
   // Runs `iterations` of the register-only inner product; returns the multiply-adds done. For bench/common.py.
   int64_t (*peak)(int64_t iterations);
-  int64_t few_rows = 0;  // up to here, gemm is that of the instruction set few_rows_isa
+  int64_t few_rows = 0;  // for at most so many rows, gemm calls that of few_rows_isa, which is faster
   const char* few_rows_isa = "";
 };
 
@@ -130,17 +130,19 @@ struct SparseKernels {
   void (*expand_pair)(const PackedView& w, int64_t pair, int8_t* panels);
   // The dense panel `p` of a block layout.
   void (*expand_tiles)(const PackedView& w, int64_t p, int8_t* panel);
-  // gemm of up to bitmask_rows rows (0: there is none) by a bitmask layout; block.panel_begin is even, block.panels not read.
+  // The product with a bitmask layout, for at most bitmask_rows rows; 0: there is no such kernel. block.panel_begin is even,
+  // and block.panels is not read.
   int64_t bitmask_rows;
   void (*gemm_bitmask)(const GemmBlock& block, const PackedView& w);
-  // gemm by a block layout, or nullptr. A tile takes tile_cost times as long as the lines that it saves the dense gemm.
+  // The product with a block layout, or nullptr. A tile takes tile_cost times as long here as in the dense product.
   double tile_cost;
   void (*gemm_tiles)(const GemmBlock& block, const PackedView& w);
-  // The shares of kept weights and of kept tiles below which a layout is faster than dense, whatever the rows.
+  // A bitmask layout is faster than dense, for any number of rows, if at most this share of its weights is kept; a block
+  // layout, if at most this share of its tiles is. 0: never.
   double bitmask_pays, block_pays;
 };
 
-constexpr int64_t kRowSlack = 32;  // floats: no vector of channels, nor a pair of them, is longer
+constexpr int64_t kRowSlack = 32;  // floats: a pair of the longest vectors
 
 // A row of output pixels of a depthwise convolution; its columns are channels. What it reads is readable kRowSlack floats
 // beyond its end.
@@ -279,7 +281,8 @@ struct Segment {
   bool* mask;    // what is written: the mask, the pruned values, either of them nullptr;
   void* pruned;  // pruned may be w
 };
-// Elements with a larger key are kept; of those with this key, the ones from an index of the whole list on.
+// Kept are the elements with a larger key, and of those with this key the ones whose index in the whole list is
+// keep_equal_from or more.
 struct Selection {
   uint32_t key;
   int64_t keep_equal_from;
@@ -328,11 +331,12 @@ void count_weight(const WeightArgs& args, int64_t* kept, int64_t* tiles, int thr
 void pack_weight(const WeightArgs& args, Layout layout, const int64_t* counts, void* buffer, int threads);
 void unpack_weight(const void* buffer, int8_t* w, int threads);  // contiguous [n, k]
 
-// Whether that many rows are multiplied by a sparse layout as it is, without expanding it.
+// Whether a product of so many rows reads this sparse layout as it is, without expanding it to dense panels.
 bool is_multiplied_sparse(const PackedView& w, int64_t rows);
 // The dense panels [begin, end) of a sparse layout; begin is even, and `panels` has room for an even number.
 void expand_panels(const PackedView& w, int64_t begin, int64_t end, int8_t* panels);
-// gemm of block.panel_begin, which is even, to panel_end, whatever the layout; block.panels is not read.
+// The product with panels [block.panel_begin, block.panel_end) of a weight of any layout. panel_begin is even, and
+// block.panels is not read.
 void gemm_packed(const GemmBlock& block, const PackedView& w);
 
 // One weight of a product, and where its result goes.
@@ -364,8 +368,8 @@ struct LinearArgs {
 };
 void linear(const LinearArgs& args, int threads);
 
-// A 2-D convolution of float x [batch, channels, height, width], any strides, quantized with one scale per sample. Zeros
-// stand above and left of it as given, and below and right of it as far as the output's size asks for them.
+// A 2-D convolution of float x [batch, channels, height, width], any strides, quantized with one scale per sample. x is padded
+// with zeros: pad_top rows above, pad_left columns at the left, and below and at the right as many as the output's size needs.
 struct ConvArgs {
   const void* x;
   DType dtype;
@@ -410,7 +414,8 @@ struct Integers {
   bool wide;
   int64_t count;
 };
-// Where the first index is that no row has, or -1. Only then is nothing written by the two below.
+// The position of the first index outside [0, entries), or -1 if there is none. Both functions below read the table without
+// checking: they may be called only after -1.
 int64_t first_outside(const EmbeddingTable& table, const Integers& indices, int threads);
 void embedding(const EmbeddingTable& table, const Integers& indices, void* out, DType out_dtype, int threads);
 
@@ -421,7 +426,7 @@ struct EmbeddingBagArgs {
   const int64_t* ends;  // [bags]: where a bag's indices end and the next one's begin, ascending
   int64_t bags;
   const float* weights;  // like indices, or nullptr
-  int64_t padding;       // the index that is left out, or -1
+  int64_t padding;       // rows with this index are left out; -1: none
   BagMode mode;
   void* out;  // contiguous [bags, dim]
   DType out_dtype;

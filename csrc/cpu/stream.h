@@ -13,20 +13,20 @@ namespace octavo {
 constexpr int64_t kStreamLine = 64;
 // The hardware prefetcher stops at every page and takes a few lines to see the next one.
 constexpr int64_t kStreamAhead = 2048;
-// Outputs from here on will have left the caches before anybody reads them.
+// Larger outputs have left the caches before they are read.
 constexpr int64_t kStreamBytes = 8 << 20;
-// What is computed into a buffer at a time before it is streamed out: buffer and source fit the first cache.
+// Elements that are computed into a buffer before it is streamed out: buffer and source fit the first-level cache.
 constexpr int64_t kStreamPiece = 2048;
 
-// Asks for the `bytes` bytes that come `ahead` behind p. Beyond the end of an array nothing happens.
+// Prefetches the `bytes` bytes at p + ahead. Beyond the end of an array that does nothing.
 static inline void prefetch_ahead(const void* p, int64_t bytes, int64_t ahead = kStreamAhead) {
   const uintptr_t first = reinterpret_cast<uintptr_t>(p) + static_cast<uintptr_t>(ahead);
   for (int64_t i = 0; i < bytes; i += kStreamLine)
     __builtin_prefetch(reinterpret_cast<const void*>(first + static_cast<uintptr_t>(i)));
 }
 
-// How far ahead to ask while a row of that many bytes is read that will be read again: for the next row, if both fit the
-// second cache with room to spare.
+// How far ahead to prefetch in the first of two passes over a row of `bytes` bytes: the next row, if two rows fit the
+// second-level cache with room to spare.
 static inline int64_t row_ahead(int64_t bytes) {
   constexpr int64_t kLongRow = 64 << 10;
   return bytes >= kStreamAhead && bytes <= kLongRow ? bytes : kStreamAhead;

@@ -96,8 +96,8 @@ struct Search {
   uint64_t prefix;         // the upper digits of its rank
   int64_t below;           // elements with a smaller prefix
   int64_t equal;           // elements with this prefix
-  int64_t block;           // whose range holds the k-th; there it is the
-  int64_t order_in_block;  // that many-th (from 1) with this prefix
+  int64_t block;           // the block whose range holds the k-th
+  int64_t order_in_block;  // which of the elements with this prefix it is there, from 1
 };
 
 // How the blocks share the list.
@@ -189,7 +189,7 @@ __global__ void __launch_bounds__(kFindThreads)
 }
 
 // Thread i brings the size of part i: the part that holds the `order`-th element (from 1), and how many stand before it.
-// Part 0 if there is none, which is only where somebody writes to the tensors meanwhile.
+// Part 0 if there is none, which happens only if the tensors are written to meanwhile.
 struct Place {
   int64_t part, before;
 };

@@ -9,8 +9,8 @@ namespace octavo {
 struct ConvImage {
   int64_t height, width, channels;  // with the frame, and only as far as windows reach
   uint8_t flip;                     // 0x80: stores q + 128
-  uint8_t* data;                    // [samples][height][width][channels], readable a while beyond
-  float* scales;                    // [samples]
+  uint8_t* data;  // [samples][height][width][channels], readable beyond the end: conv2d says how far
+  float* scales;  // [samples]
 
   int64_t row_bytes() const { return width * channels; }
   int64_t sample_bytes() const { return height * row_bytes(); }

@@ -83,8 +83,8 @@ class Quantizer {
 
   bool pixels_are_rows() const { return args_.x_strides[1] == 1 || args_.channels == 1; }
 
-  // Calls body(view, y) for rows [begin, end) of a sample and their first `width` columns: views whose rows are channels,
-  // or pixels where a pixel's channels are adjacent, with as many columns as hang together.
+  // Calls body(view, y) for rows [begin, end) of a sample and their first `width` columns. A view's rows are channels, or
+  // pixels where a pixel's channels are adjacent; it has as many columns as lie at one distance from each other.
   template <class Body>
   void for_views(int64_t sample, int64_t begin, int64_t end, int64_t width, Body body) const {
     const int64_t *strides = args_.x_strides, c = args_.channels, size = size_of(args_.dtype);

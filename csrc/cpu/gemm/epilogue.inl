@@ -2,27 +2,11 @@
 // belongs to columns is loaded once for all rows; dtype and activation are decided outside the loop.
 #include "cpu/vec/activation.inl"
 #include "cpu/vec/unroll.h"
+#include "cpu/vec/vectors.h"
 #include "layouts.h"
 
 namespace octavo {
 namespace {
-
-inline void store_lanes(int32_t* p, I32 v, int lanes) {
-  if (lanes == kLanes) {
-    store(p, v);
-  } else {
-    store_n(p, v, lanes);
-  }
-}
-
-template <class T>
-inline void store_lanes(T* p, F32 v, int lanes) {
-  if (lanes == kLanes) {
-    store(p, v);
-  } else {
-    store_n(p, v, lanes);
-  }
-}
 
 // Two whole vectors; vec_avx512.h has a shorter way for bf16.
 template <class T>
@@ -30,8 +14,6 @@ inline void store_pair(T* p, F32 a, F32 b) {
   store(p, a);
   store(p + kLanes, b);
 }
-
-inline F32 load_lanes(const float* p, int lanes) { return lanes == kLanes ? load(p) : load_n(p, lanes); }
 
 // Rows [row, row + rows) of kVectors vectors of columns from `column` on; their sums lie at acc[r * stride]. Only a single
 // vector may have fewer than kLanes columns.

@@ -10,6 +10,7 @@
 
 #include "cpu/vec/unroll.h"
 #include "epilogue.inl"
+#include "tiles.inl"
 
 namespace octavo {
 namespace {
@@ -49,7 +50,7 @@ inline void widen_panel(const int8_t* b, int64_t steps, int32_t (*out)[kPanelN])
 }
 
 template <int kRows>
-inline void tile(Block& block, int row, int64_t steps, int column) {
+OCTAVO_NOINLINE void tile(Block& block, int row, int64_t steps, int column) {
   __m256i low[kRows], high[kRows];
   OCTAVO_UNROLL
   for (int r = 0; r < kRows; ++r) {
@@ -75,16 +76,7 @@ inline void tile(Block& block, int row, int64_t steps, int column) {
 }
 
 void multiply(Block& block, int rows, int64_t steps, int column) {
-  int row = 0;
-  for (; row + kTileM <= rows; row += kTileM) tile<kTileM>(block, row, steps, column);
-  switch (rows - row) {
-    case 1: tile<1>(block, row, steps, column); break;
-    case 2: tile<2>(block, row, steps, column); break;
-    case 3: tile<3>(block, row, steps, column); break;
-    case 4: tile<4>(block, row, steps, column); break;
-    case 5: tile<5>(block, row, steps, column); break;
-    default: break;
-  }
+  for_row_tiles<kTileM>(rows, [&](auto count, int row) { tile<count.value>(block, row, steps, column); });
 }
 
 void gemm(const GemmBlock& g) {

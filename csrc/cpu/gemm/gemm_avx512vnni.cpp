@@ -12,70 +12,75 @@ namespace octavo {
 namespace {
 
 constexpr int kTileM = 6;
-constexpr int kPanelsOf6 = 4;           // panels of a tile of 6 rows
+constexpr int kAccumulators = 24;
+// For few rows the weights' way from memory counts: the more panels are read at once, the more lines are under way.
+constexpr int kFewRows = 4;
+constexpr int kMostPanels = 8;
 constexpr int64_t kAhead = 64 * kLine;  // of each panel is prefetched; harmless beyond the end
 
-template <int kTilePanels>
-struct Tile {
-  static constexpr int kPanels = kTilePanels;
+// Panels of a tile with so many rows.
+constexpr int panels_for(int rows) {
+  const int panels = kAccumulators / rows;
+  return panels < kMostPanels ? panels : kMostPanels;
+}
 
-  template <int kRows>
-  static void run(const GemmBlock& g, int64_t row, int64_t p) {
-    __m512i acc[kRows][kPanels];
+template <int kRows, int kPanels>
+OCTAVO_NOINLINE void tile(const GemmBlock& g, int64_t row, int64_t p) {
+  __m512i acc[kRows][kPanels];
+  OCTAVO_UNROLL
+  for (auto& acc_row : acc) {
     OCTAVO_UNROLL
-    for (auto& acc_row : acc) {
-      OCTAVO_UNROLL
-      for (auto& v : acc_row) v = _mm512_setzero_si512();
-    }
-    // Beyond the last panel the last one is read again; those sums are not stored.
-    const int8_t* b[kPanels];
-    for (int i = 0; i < kPanels; ++i) {
-      b[i] = g.panels + (p + i < g.panel_end ? p + i : g.panel_end - 1) * panel_bytes(g.k);
-    }
-    const uint8_t* a = g.a + row * g.lda;
-    const int64_t groups = (g.k + kGroupK - 1) / kGroupK;
-    int64_t ahead = kAhead;
-    for (int64_t group = 0; group < groups; ++group, a += kGroupK) {
-      if (group == groups - kAhead / kLine) ahead += (kPanels - 1) * panel_bytes(g.k);  // on to the next tile
-      __m512i rows[kRows];
-      OCTAVO_UNROLL
-      for (int r = 0; r < kRows; ++r) {
-        int32_t four;
-        memcpy(&four, a + r * g.lda, sizeof four);
-        rows[r] = _mm512_set1_epi32(four);
-      }
-      OCTAVO_UNROLL
-      for (int i = 0; i < kPanels; ++i) {
-        const int8_t* line = b[i] + group * kLine;
-        _mm_prefetch(line + ahead, _MM_HINT_T0);
-        const __m512i weights = _mm512_loadu_si512(line);
-        OCTAVO_UNROLL
-        for (int r = 0; r < kRows; ++r) acc[r][i] = _mm512_dpbusd_epi32(acc[r][i], rows[r], weights);
-      }
-    }
-    constexpr int kColumns = kPanels * kPanelN;
-    alignas(64) int32_t sums[kRows * kColumns];
+    for (auto& v : acc_row) v = _mm512_setzero_si512();
+  }
+  // Beyond the last panel the last one is read again; those sums are not stored.
+  const int8_t* b[kPanels];
+  for (int i = 0; i < kPanels; ++i) {
+    b[i] = g.panels + (p + i < g.panel_end ? p + i : g.panel_end - 1) * panel_bytes(g.k);
+  }
+  const uint8_t* a = g.a + row * g.lda;
+  const int64_t groups = (g.k + kGroupK - 1) / kGroupK;
+  int64_t ahead = kAhead;
+  for (int64_t group = 0; group < groups; ++group, a += kGroupK) {
+    if (group == groups - kAhead / kLine) ahead += (kPanels - 1) * panel_bytes(g.k);  // on to the next tile
+    __m512i rows[kRows];
     OCTAVO_UNROLL
     for (int r = 0; r < kRows; ++r) {
-      OCTAVO_UNROLL
-      for (int i = 0; i < kPanels; ++i) {
-        settle(acc[r][i]);
-        store(sums + r * kColumns + i * kPanelN, acc[r][i]);
-      }
+      int32_t four;
+      memcpy(&four, a + r * g.lda, sizeof four);
+      rows[r] = _mm512_set1_epi32(four);
     }
-    finish_tile<kColumns, kColumns>(g.epilogue, column_end(g), row, kRows, p * kPanelN, sums);
+    OCTAVO_UNROLL
+    for (int i = 0; i < kPanels; ++i) {
+      const int8_t* line = b[i] + group * kLine;
+      _mm_prefetch(line + ahead, _MM_HINT_T0);
+      const __m512i weights = _mm512_loadu_si512(line);
+      OCTAVO_UNROLL
+      for (int r = 0; r < kRows; ++r) acc[r][i] = _mm512_dpbusd_epi32(acc[r][i], rows[r], weights);
+    }
   }
-};
+  constexpr int kColumns = kPanels * kPanelN;
+  alignas(64) int32_t sums[kRows * kColumns];
+  OCTAVO_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    OCTAVO_UNROLL
+    for (int i = 0; i < kPanels; ++i) {
+      settle(acc[r][i]);
+      store(sums + r * kColumns + i * kPanelN, acc[r][i]);
+    }
+  }
+  finish_tile<kColumns, kColumns>(g.epilogue, column_end(g), row, kRows, p * kPanelN, sums);
+}
 
 void gemm(const GemmBlock& g) {
-  // For few rows the weights' way from memory counts: the more panels are read at once, the more lines are under way.
-  switch (g.m) {
-    case 1: return tiles_of_rows<Tile<8>, 1>(g, 0, g.panel_begin, g.panel_end);
-    case 2: return tiles_of_rows<Tile<8>, 2>(g, 0, g.panel_begin, g.panel_end);
-    case 3: return tiles_of_rows<Tile<8>, 3>(g, 0, g.panel_begin, g.panel_end);
-    case 4: return tiles_of_rows<Tile<6>, 4>(g, 0, g.panel_begin, g.panel_end);
-    default: return for_tiles_of_6_rows<Tile<kPanelsOf6>>(g);
+  if (g.m <= kFewRows) {
+    return with_rows<kFewRows>(g.m, [&](auto rows) {
+      constexpr int kPanels = panels_for(rows.value);
+      for (int64_t p = g.panel_begin; p < g.panel_end; p += kPanels) tile<rows.value, kPanels>(g, 0, p);
+    });
   }
+  constexpr int kPanels = panels_for(kTileM);
+  for_tiles<kTileM, kPanels>(
+      g, [&](auto rows, int64_t row, int64_t p) { tile<rows.value, kPanels>(g, row, p); });
 }
 
 int64_t peak(int64_t iterations) {

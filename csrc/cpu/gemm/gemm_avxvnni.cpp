@@ -14,42 +14,40 @@ constexpr int kTileM = 6;
 constexpr int kTileN = 2 * kLanes;
 static_assert(kTileN == kPanelN, "a tile is as wide as a panel");
 
-struct Tile {
-  static constexpr int kPanels = 1;
-
-  template <int kRows>
-  static void run(const GemmBlock& g, int64_t row, int64_t p) {
-    __m256i low[kRows], high[kRows];
-    OCTAVO_UNROLL
-    for (int r = 0; r < kRows; ++r) low[r] = high[r] = _mm256_setzero_si256();
-    const uint8_t* a = g.a + row * g.lda;
-    const int8_t* b = g.panels + p * panel_bytes(g.k);
-    const int64_t groups = (g.k + kGroupK - 1) / kGroupK;
-    for (int64_t group = 0; group < groups; ++group, a += kGroupK, b += kPanelN * kGroupK) {
-      const __m256i b_low = load(reinterpret_cast<const int32_t*>(b));
-      const __m256i b_high = load(reinterpret_cast<const int32_t*>(b) + kLanes);
-      OCTAVO_UNROLL
-      for (int r = 0; r < kRows; ++r) {
-        int32_t four;
-        memcpy(&four, a + r * g.lda, sizeof four);
-        const __m256i a_row = set1(four);
-        low[r] = _mm256_dpbusd_avx_epi32(low[r], a_row, b_low);
-        high[r] = _mm256_dpbusd_avx_epi32(high[r], a_row, b_high);
-      }
-    }
-    int32_t acc[kRows * kTileN];
+template <int kRows>
+OCTAVO_NOINLINE void tile(const GemmBlock& g, int64_t row, int64_t p) {
+  __m256i low[kRows], high[kRows];
+  OCTAVO_UNROLL
+  for (int r = 0; r < kRows; ++r) low[r] = high[r] = _mm256_setzero_si256();
+  const uint8_t* a = g.a + row * g.lda;
+  const int8_t* b = g.panels + p * panel_bytes(g.k);
+  const int64_t groups = (g.k + kGroupK - 1) / kGroupK;
+  for (int64_t group = 0; group < groups; ++group, a += kGroupK, b += kPanelN * kGroupK) {
+    const __m256i b_low = load(reinterpret_cast<const int32_t*>(b));
+    const __m256i b_high = load(reinterpret_cast<const int32_t*>(b) + kLanes);
     OCTAVO_UNROLL
     for (int r = 0; r < kRows; ++r) {
-      settle(low[r]);
-      settle(high[r]);
-      store(acc + r * kTileN, low[r]);
-      store(acc + r * kTileN + kLanes, high[r]);
+      int32_t four;
+      memcpy(&four, a + r * g.lda, sizeof four);
+      const __m256i a_row = set1(four);
+      low[r] = _mm256_dpbusd_avx_epi32(low[r], a_row, b_low);
+      high[r] = _mm256_dpbusd_avx_epi32(high[r], a_row, b_high);
     }
-    finish_tile<kTileN, kTileN>(g.epilogue, column_end(g), row, kRows, p * kPanelN, acc);
   }
-};
+  int32_t acc[kRows * kTileN];
+  OCTAVO_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    settle(low[r]);
+    settle(high[r]);
+    store(acc + r * kTileN, low[r]);
+    store(acc + r * kTileN + kLanes, high[r]);
+  }
+  finish_tile<kTileN, kTileN>(g.epilogue, column_end(g), row, kRows, p * kPanelN, acc);
+}
 
-void gemm(const GemmBlock& g) { for_tiles_of_6_rows<Tile>(g); }
+void gemm(const GemmBlock& g) {
+  for_tiles<kTileM, 1>(g, [&](auto rows, int64_t row, int64_t p) { tile<rows.value>(g, row, p); });
+}
 
 int64_t peak(int64_t iterations) {
   constexpr int kChains = 12;

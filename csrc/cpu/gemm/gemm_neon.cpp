@@ -9,6 +9,7 @@
 
 #include "cpu/vec/unroll.h"
 #include "epilogue.inl"
+#include "tiles.inl"
 
 namespace octavo {
 namespace {
@@ -22,7 +23,7 @@ inline int8x8_t broadcast_row(const uint8_t* a) {
 }
 
 template <int kRows>
-inline void tile(const GemmBlock& g, int64_t row, int64_t column, const int8_t* b) {
+OCTAVO_NOINLINE void tile(const GemmBlock& g, int64_t row, int64_t column, const int8_t* b) {
   I32 acc[kRows][kTileN / 2];
   OCTAVO_UNROLL
   for (auto& acc_row : acc) {
@@ -59,14 +60,7 @@ void gemm(const GemmBlock& g) {
   const int64_t end = column_end(g);
   for (int64_t column = g.panel_begin * kPanelN; column < end; column += kTileN) {
     const int8_t* b = g.panels + column / kPanelN * panel_bytes(g.k) + column % kPanelN * kGroupK;
-    int64_t row = 0;
-    for (; row + kTileM <= g.m; row += kTileM) tile<kTileM>(g, row, column, b);
-    switch (g.m - row) {
-      case 1: tile<1>(g, row, column, b); break;
-      case 2: tile<2>(g, row, column, b); break;
-      case 3: tile<3>(g, row, column, b); break;
-      default: break;
-    }
+    for_row_tiles<kTileM>(g.m, [&](auto rows, int64_t row) { tile<rows.value>(g, row, column, b); });
   }
 }
 

@@ -11,11 +11,13 @@
 
 #include "cpu/vec/unroll.h"
 #include "epilogue.inl"
+#include "tiles.inl"
 
 namespace octavo {
 namespace {
 
 constexpr int kTileM = 8;
+constexpr int kAccumulators = 16;
 constexpr int kStepK = 16;  // one register of a row: four groups
 constexpr int kPanelVectors = kPanelN / kLanes;
 
@@ -38,7 +40,7 @@ inline void multiply(I32 (&acc)[kRows][kVectors], const int8x16_t (&a)[kRows], c
 // kVectors are a part of a panel, or whole panels. Beyond the last panel the last one is read again; those
 // sums are not stored.
 template <int kRows, int kVectors>
-inline void tile(const GemmBlock& g, int64_t row, int64_t column) {
+OCTAVO_NOINLINE void tile(const GemmBlock& g, int64_t row, int64_t column) {
   constexpr int kTileN = kVectors * kLanes;
   const int8_t* b[(kVectors + kPanelVectors - 1) / kPanelVectors];
   I32 acc[kRows][kVectors];
@@ -76,30 +78,30 @@ inline void tile(const GemmBlock& g, int64_t row, int64_t column) {
   finish_tile<kTileN, kTileN>(g.epilogue, column_end(g), row, kRows, column, sums);
 }
 
+// Vectors of a tile with so many rows: 2 for 5 to 8 of them, 4 for 3 and 4, 8 for two, 16 for one.
+constexpr int vectors_for(int rows) {
+  int vectors = 2;
+  while (2 * vectors * rows <= kAccumulators) vectors *= 2;
+  return vectors;
+}
+
 // kRows rows by the columns [first, last).
-template <int kRows, int kVectors>
+template <int kRows>
 inline void tiles(const GemmBlock& g, int64_t row, int64_t first, int64_t last) {
+  constexpr int kVectors = vectors_for(kRows);
   for (int64_t c = first; c < last; c += kVectors * kLanes) tile<kRows, kVectors>(g, row, c);
 }
 
 void gemm(const GemmBlock& g) {
   constexpr int64_t kBlockN = 4 * kPanelN;
+  constexpr int kVectors = vectors_for(kTileM);
   const int64_t whole = g.m - g.m % kTileM, end = column_end(g);
   for (int64_t first = g.panel_begin * kPanelN; first < end; first += kBlockN) {
     const int64_t last = first + kBlockN < end ? first + kBlockN : end;
-    for (int64_t c = first; c < last; c += 2 * kLanes) {
-      for (int64_t row = 0; row < whole; row += kTileM) tile<kTileM, 2>(g, row, c);
+    for (int64_t c = first; c < last; c += kVectors * kLanes) {
+      for (int64_t row = 0; row < whole; row += kTileM) tile<kTileM, kVectors>(g, row, c);
     }
-    switch (g.m - whole) {
-      case 1: tiles<1, 16>(g, whole, first, last); break;
-      case 2: tiles<2, 8>(g, whole, first, last); break;
-      case 3: tiles<3, 4>(g, whole, first, last); break;
-      case 4: tiles<4, 4>(g, whole, first, last); break;
-      case 5: tiles<5, 2>(g, whole, first, last); break;
-      case 6: tiles<6, 2>(g, whole, first, last); break;
-      case 7: tiles<7, 2>(g, whole, first, last); break;
-      default: break;
-    }
+    with_rows<kTileM - 1>(g.m - whole, [&](auto rows) { tiles<rows.value>(g, whole, first, last); });
   }
 }
 

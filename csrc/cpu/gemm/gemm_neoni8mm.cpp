@@ -11,6 +11,7 @@
 
 #include "cpu/vec/unroll.h"
 #include "epilogue.inl"
+#include "tiles.inl"
 
 namespace octavo {
 namespace {
@@ -22,7 +23,7 @@ constexpr int64_t kSmallM = 4;  // up to here the zips cost what the matrix inst
 
 // 2 * kPairs rows from `row` on, of which `rows` are not padding.
 template <int kPairs>
-inline void tile(const GemmBlock& g, int64_t row, int64_t rows, int64_t column, const int8_t* b) {
+OCTAVO_NOINLINE void tile(const GemmBlock& g, int64_t row, int64_t rows, int64_t column, const int8_t* b) {
   I32 acc[kPairs][kTileN / 2];  // acc[p][c]: rows 2p and 2p + 1, each by columns 2c and 2c + 1
   OCTAVO_UNROLL
   for (auto& pair : acc) {
@@ -69,18 +70,9 @@ void gemm(const GemmBlock& g) {
   const int64_t end = column_end(g);
   for (int64_t column = g.panel_begin * kPanelN; column < end; column += kTileN) {
     const int8_t* b = g.panels + column / kPanelN * panel_bytes(g.k) + column % kPanelN * kGroupK;
-    for (int64_t row = 0; row < g.m; row += kTileM) {
-      const int64_t rows = g.m - row;
-      if (rows > 6) {
-        tile<4>(g, row, rows, column, b);
-      } else if (rows > 4) {
-        tile<3>(g, row, rows, column, b);
-      } else if (rows > 2) {
-        tile<2>(g, row, rows, column, b);
-      } else {
-        tile<1>(g, row, rows, column, b);
-      }
-    }
+    for_row_tiles<kTileM / 2>((g.m + 1) / 2, [&](auto pairs, int64_t pair) {
+      tile<pairs.value>(g, 2 * pair, g.m - 2 * pair, column, b);
+    });
   }
 }
 

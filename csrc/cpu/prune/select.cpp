@@ -1,7 +1,7 @@
 // The k-th smallest magnitude of a list of tensors, exactly, in one pass over memory.
 //
-// A sample brackets it: between two sampled keys, kDeviations standard deviations of the order statistic to either side,
-// it almost surely lies. The pass counts what is below the bracket and at its two ends, and gathers the keys strictly
+// A sample brackets it: it almost surely lies between two sampled keys, kDeviations standard deviations of the order statistic
+// to either side. The pass counts what is below the bracket and at its two ends, and gathers the keys strictly
 // inside, some 2 %; among those the same search goes on. Keys at the ends are only counted, because that is where a tensor
 // has its ties: zeros, a constant, what was quantized before. If the bracket misses, or too much lies inside, a radix
 // histogram finds the key in three passes.
@@ -225,7 +225,7 @@ Selection magnitude_select(const Segment* segments, int64_t count, int64_t k, in
   });
   int64_t left = found.rank;
   size_t last = 0;  // the chunk of the last one that goes
-  // The ends are looked for in vain only if somebody writes to the tensors meanwhile.
+  // The ends of the lists stop these loops only if another thread changes the tensors meanwhile.
   while (left > equal[last] && last + 1 < chunks.size()) left -= equal[last++];
   const Chunk& chunk = chunks[last];
   int64_t i = 0;

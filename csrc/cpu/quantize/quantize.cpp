@@ -1,4 +1,4 @@
-// Quantize and dequantize: scales for every (row, group), and who works on what.
+// Quantize and dequantize: scales for every (row, group), and how threads share the work.
 #include <mutex>
 
 #include "cpu/rows.h"

@@ -11,6 +11,10 @@
 #define OCTAVO_ROLLED _Pragma("GCC unroll 1")
 #endif
 
+// Before a tile of a product. Inlined into a caller that has other things in its registers, it copies accumulators from
+// register to register in every iteration.
+#define OCTAVO_NOINLINE __attribute__((noinline))
+
 namespace octavo {
 namespace {
 

@@ -19,6 +19,15 @@ template <class T>
 inline F32 load_lanes(const T* p, int lanes) {
   return lanes == kLanes ? load(p) : load_n(p, lanes);
 }
+template <class T, class V>
+inline void store_lanes(T* p, V v, int lanes) {
+  if (lanes == kLanes) {
+    store(p, v);
+  } else {
+    store_n(p, v, lanes);
+  }
+}
+
 inline uint32_t reduce_max(I32 v) {
   int32_t lanes[kLanes];
   store(lanes, v);
@@ -33,14 +42,6 @@ inline F32 first_lanes_of(F32 v, int lanes) {
   float all[kLanes];
   store(all, v);
   return load_n(all, lanes);
-}
-template <class T>
-inline void store_lanes(T* p, F32 v, int lanes) {
-  if (lanes == kLanes) {
-    store(p, v);
-  } else {
-    store_n(p, v, lanes);
-  }
 }
 
 }  // namespace
