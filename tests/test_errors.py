@@ -24,6 +24,8 @@ PACKED = octavo.pack_weight(WEIGHT, np.ones(3, f32))
 UNSCALED = octavo.pack_weight(WEIGHT)
 BIG = octavo.pack_weight(np.zeros((1, 70_000), i8), np.ones(1, f32))
 BUFFER = PACKED.buffer
+IMAGE = np.ones((2, 2, 3, 3), f32)
+CONV = octavo.pack_conv_weight(np.ones((3, 2, 3, 3), i8), np.ones(3, f32))
 
 
 def read_only(a):
@@ -182,6 +184,7 @@ CASES = [
     ("bias list", T, "bias", lambda: o.int8_linear(X, PACKED, [1.0] * 3)),
     ("activation", V, "activation", lambda: o.int8_linear(X, PACKED, activation="tanh")),
     ("activation type", V, "activation", lambda: o.int8_linear(X, PACKED, activation=3)),
+    ("activation list", V, "activation", lambda: o.int8_linear(X, PACKED, activation=["relu"])),
     ("out_dtype", T, "out_dtype", lambda: o.int8_linear(X, PACKED, out_dtype="float64")),
     ("out_dtype int8", T, "out_dtype", lambda: o.int8_linear(X, PACKED, out_dtype=np.int8)),
     ("linear out shape", V, "out", lambda: o.int8_linear(X, PACKED, out=np.zeros((4, 4), f32))),
@@ -351,6 +354,46 @@ CASES = [
     ("unpack_mask dtype", T, "bits", lambda: o.unpack_mask(DATA, (4, 64))),
     ("unpack_mask shape", V, "bits", lambda: o.unpack_mask(DATA.view(np.uint8), (4, 65))),
     ("unpack_mask negative", V, "shape", lambda: o.unpack_mask(DATA.view(np.uint8), (4, -1))),
+    # convolution
+    ("conv x list", T, "x", lambda: o.int8_conv2d([[1.0]], CONV)),
+    ("conv x dtype", T, "x", lambda: o.int8_conv2d(IMAGE.astype(i8), CONV)),
+    ("conv x channels", V, "x", lambda: o.int8_conv2d(IMAGE[:, :1], CONV)),
+    ("conv x 2-D", V, "x", lambda: o.int8_conv2d(X, CONV)),
+    ("conv x small", V, "x", lambda: o.int8_conv2d(IMAGE[..., :2], CONV)),
+    ("conv weight", T, "weight", lambda: o.int8_conv2d(IMAGE, WEIGHT)),
+    ("conv bias shape", V, "bias", lambda: o.int8_conv2d(IMAGE, CONV, SCALE)),
+    ("conv bias dtype", T, "bias", lambda: o.int8_conv2d(IMAGE, CONV, ZERO[:3])),
+    ("conv activation", V, "activation", lambda: o.int8_conv2d(IMAGE, CONV, activation="tanh")),
+    ("conv stride", V, "stride", lambda: o.int8_conv2d(IMAGE, CONV, stride=0)),
+    ("conv padding", V, "padding", lambda: o.int8_conv2d(IMAGE, CONV, padding="full")),
+    ("conv dilation type", T, "dilation", lambda: o.int8_conv2d(IMAGE, CONV, dilation=1.5)),
+    ("conv out_dtype", T, "out_dtype", lambda: o.int8_conv2d(IMAGE, CONV, out_dtype="int32")),
+    # embeddings
+    ("embedding indices", T, "indices", lambda: o.int8_embedding(SCALE, DATA, SCALE)),
+    ("embedding weight", T, "weight", lambda: o.int8_embedding(ZERO, X, SCALE)),
+    ("embedding weight 1-D", V, "weight", lambda: o.int8_embedding(ZERO, DATA[0], SCALE)),
+    ("embedding scale None", T, "weight_scale", lambda: o.int8_embedding(ZERO, DATA, None)),
+    ("embedding scale shape", V, "weight_scale", lambda: o.int8_embedding(ZERO, DATA, SCALE[:3])),
+    ("embedding scale dtype", T, "weight_scale", lambda: o.int8_embedding(ZERO, DATA, SCALE.astype(np.float64))),
+    ("embedding out_dtype", T, "out_dtype", lambda: o.int8_embedding(ZERO, DATA, SCALE, out_dtype="int8")),
+    ("bag mode", V, "mode", lambda: o.int8_embedding_bag(ZERO[None], DATA, SCALE, mode="prod")),
+    ("bag offsets and 2-D", V, "offsets", lambda: o.int8_embedding_bag(ZERO[None], DATA, SCALE, ZERO)),
+    ("bag offsets missing", V, "offsets", lambda: o.int8_embedding_bag(ZERO, DATA, SCALE)),
+    ("bag offsets dtype", T, "offsets", lambda: o.int8_embedding_bag(ZERO, DATA, SCALE, SCALE)),
+    ("bag offsets values", V, "offsets", lambda: o.int8_embedding_bag(ZERO, DATA, SCALE, ZERO[:2] + 1)),
+    ("bag weights mode", V, "per_sample_weights", lambda: o.int8_embedding_bag(ZERO[None], DATA, SCALE, per_sample_weights=SCALE[None])),
+    ("bag weights shape", V, "per_sample_weights", lambda: o.int8_embedding_bag(ZERO[None], DATA, SCALE, mode="sum", per_sample_weights=SCALE)),
+    ("bag padding_idx", V, "padding_idx", lambda: o.int8_embedding_bag(ZERO[None], DATA, SCALE, padding_idx=4)),
+    # weight-only products
+    ("weight-only x dtype", T, "x", lambda: o.weight_only_linear(DATA, PACKED)),
+    ("weight-only x shape", V, "x", lambda: o.weight_only_linear(X[:, :7], PACKED)),
+    ("weight-only weight", T, "weight", lambda: o.weight_only_linear(X, WEIGHT)),
+    ("weight-only no scale", V, "weight_scale", lambda: o.weight_only_linear(X, UNSCALED)),
+    ("weight-only scale shape", V, "weight_scale", lambda: o.weight_only_linear(X, PACKED, weight_scale=np.ones((3, 3), f32))),
+    ("weight-only scale dtype", T, "weight_scale", lambda: o.weight_only_linear(X, PACKED, weight_scale=np.ones((3, 2)))),
+    ("weight-only bias", V, "bias", lambda: o.weight_only_linear(X, PACKED, SCALE)),
+    ("weight-only activation", V, "activation", lambda: o.weight_only_linear(X, PACKED, activation=["relu"])),
+    ("weight-only out_dtype", T, "out_dtype", lambda: o.weight_only_linear(X, PACKED, out_dtype="int32")),
     # settings
     ("force_isa", V, "name", lambda: o.force_isa("sse9")),
     ("force_isa empty", V, "name", lambda: o.force_isa("")),

@@ -29,7 +29,7 @@ from ..runtime.routing import Engine
 from .conv_weight import PackedConvWeight, bundle_of, check_kinds, joined, pack_conv, unpack_conv
 from .int_mm import SCALED_INT_MM
 from .op import Op, Plan
-from .operand import ACTIVATIONS, FLOAT_OUT, Operand, check_epilogue, default_out_dtype
+from .operand import ACTIVATIONS, FLOAT_OUT, check_epilogue, default_out_dtype
 from .quantize import QUANTIZE
 
 Pair = int | Sequence[int]
@@ -96,19 +96,19 @@ def _plan(
     out_dtype: Any = None,
 ) -> Plan:
     if isinstance(weight, PackedConvWeight):
-        packed = weight
+        packed, window = weight, Window(stride, padding, dilation)  # type: ignore[arg-type]  # of as_window
     else:
         kind_of(x=x, weight=weight, weight_scale=weight_scale)
         packed = as_packed(x, weight, weight_scale, groups, kernel_size)
+        window = as_checked_window(stride, padding, dilation)
     inputs = {"x": x, "weight": packed.buffer, "weight_scale": packed.scale, "bias": bias}
     check_kinds(**inputs)
     x_code = float_code(x, "x")
     shape = packed.shape
     n = shape[0]
-    window = as_checked_window(stride, padding, dilation)
     size = output_size(x.shape, shape, groups, window)
     name = default_out_dtype(x) if out_dtype is None else as_dtype_name(out_dtype, "out_dtype", FLOAT_OUT)
-    check_epilogue(Operand(n, 0, packed.buffer, packed.scale), bias, activation, name)
+    check_epilogue(n, packed.scale, bias, activation, name)
 
     def native(engine: Engine, result: Array) -> None:
         if on_cuda(x):  # there by other operations of octavo: it has no kernel of its own
@@ -183,6 +183,23 @@ def _plan(
     return Plan(x, inputs, (((x.shape[0], n, *size), name, layout),), native, reference)
 
 
+def _lower(
+    x: Array,
+    weight: PackedConvWeight | Array,
+    weight_scale: Array | None,
+    bias: Array | None,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    *more: Any,
+) -> tuple[Any, ...]:
+    """The arguments as the schema has them; a packed weight's channels are known here, and not there."""
+    if isinstance(weight, PackedConvWeight):
+        output_size(x.shape, weight.shape, weight.groups, Window(stride, padding, dilation))
+        weight, weight_scale = weight.buffer, weight.scale
+    return x, weight, weight_scale, bias, stride, padding, dilation, *more
+
+
 # padding: top, bottom, left, right. weight: int8 [N, C / groups, kh, kw], or PackedConvWeight.buffer with the
 # kernel_size that it has no longer.
 INT8_CONV2D = Op(
@@ -190,6 +207,7 @@ INT8_CONV2D = Op(
     "int[4] padding=0, int[2] dilation=1, int groups=1, *, int[2]? kernel_size=None, str? activation=None, "
     "ScalarType? out_dtype=None) -> Tensor",
     _plan,
+    lower=_lower,
 )
 
 

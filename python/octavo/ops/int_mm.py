@@ -145,7 +145,7 @@ def _plan_scaled(
         check_dtype(a_zero_point, "a_zero_point", "int32")
         check_shape(a_zero_point, "a_zero_point", rows, ())
     name = "float32" if out_dtype is None else as_dtype_name(out_dtype, "out_dtype", OUT)
-    check_epilogue(operand, bias, activation, name)
+    check_epilogue(operand.n, operand.scale, bias, activation, name)
     inputs = {
         "a": a,
         "a_scale": a_scale,

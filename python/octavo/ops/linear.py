@@ -69,14 +69,10 @@ def int8_linear(
     list, or for lists of other lengths.
     """
     outs = None if out is None else [("out", out)]
-    if type(weight) is PackedWeight and (type(x) is np.ndarray or not needs_dispatcher(x, bias)):
-        # what INT8_LINEAR would try first, a call earlier
-        single: Any = activation
-        found = (
-            tiny_int8_linear(x, weight, None, bias, single, out_dtype, symmetric, outs)
-            if backends.native
-            else None
-        )
+    is_short = type(weight) is PackedWeight and backends.native
+    if is_short and (type(x) is np.ndarray or not needs_dispatcher(x, bias)):
+        one: Any = activation
+        found = tiny_int8_linear(x, weight, None, bias, one, out_dtype, symmetric, outs)  # a call earlier
         if found is not None:
             return found
     name = None if out_dtype is None else as_dtype_name(out_dtype, "out_dtype", OUT)
@@ -168,7 +164,7 @@ def _plan_linears(
     name = default_out_dtype(x) if out_dtype is None else as_dtype_name(out_dtype, "out_dtype", OUT)
     activations = [activation or None for activation in activations]
     for at, operand, bias, activation in zip(names, operands, biases, activations, strict=True):
-        check_epilogue(operand, bias, activation, name, at)
+        check_epilogue(operand.n, operand.scale, bias, activation, name, at)
 
     def check() -> None:
         for at, operand in zip(names, operands, strict=True):

@@ -15,7 +15,7 @@ from ..runtime.backends import _core
 from ..runtime.outputs import mark_written
 from .layouts import MAX_K_UNSIGNED
 from .op import Out
-from .operand import ACTIVATIONS, is_empty
+from .operand import ACTIVATION_NAMES, ACTIVATIONS, is_empty
 from .pack import PackedWeight
 
 
@@ -44,7 +44,7 @@ def tiny_int8_linear(
             return None
         n, k, buffer, scale, packed = known
         x_address = plain_address(x, buffer)
-    if not x_address or (activation is not None and activation not in ACTIVATIONS):
+    if not x_address or (activation is not None and activation not in ACTIVATION_NAMES):
         return None
     shape, code = tuple(x.shape), FLOAT_CODES.get(x.dtype, 3)  # a slice of a torch.Size costs 0.3 us
     if not shape or shape[-1] != k or code == 3 or not (symmetric or k <= MAX_K_UNSIGNED):
@@ -155,7 +155,7 @@ def tiny_int8_linears(
             if known is None:
                 return None
             n, k, buffer, scale, packed = known
-        if k != cols or (activation and activation not in ACTIVATIONS):
+        if k != cols or (activation and activation not in ACTIVATION_NAMES):
             return None
         bias_address = bias_code = 0
         if bias is not None and not (n and is_empty(bias)):

@@ -30,6 +30,8 @@ OUT = (*FLOAT_OUT, "int32")
 CUDA_ROW = 16  # bytes: what rows have to begin at for CUDA kernels to read them as they are
 ACTIVATIONS: dict[str | None, int] = {None: 0, "relu": 1, "gelu": 2, "gelu_tanh": 3, "silu": 4}
 
+ACTIVATION_NAMES = tuple(ACTIVATIONS)  # what is not hashable is in no dictionary, and may be asked of a tuple
+
 
 def default_out_dtype(x: Array) -> str:
     """x's own dtype; float32 for float64, which kernels take as float32."""
@@ -146,21 +148,21 @@ def as_packed_weight(weight: Any, name: str = "weight") -> PackedWeight:
 
 
 def check_epilogue(
-    operand: Operand, bias: Array | None, activation: str | None, out_dtype: str, at: str = ""
+    n: int, scale: Array | None, bias: Array | None, activation: str | None, out_dtype: str, at: str = ""
 ) -> None:
     """Checks scale, bias and activation against the out dtype. at: their index, for errors."""
-    if activation not in ACTIVATIONS:
+    if activation not in ACTIVATION_NAMES:
         raise ValueError(
             f"activation{at}: expected None, 'relu', 'gelu', 'gelu_tanh' or 'silu', got {activation!r}"
         )
     if out_dtype == "int32":
         if bias is not None or activation is not None:
             raise ValueError("out_dtype: expected a float dtype with a bias or an activation, got int32")
-    elif operand.scale is None:
+    elif scale is None:
         raise ValueError(f"weight{at}: expected a weight with a scale, got one without")
     if bias is not None:
-        if bias.shape != (operand.n,):
-            raise ValueError(f"bias{at}: expected shape {(operand.n,)}, got {tuple(bias.shape)}")
+        if bias.shape != (n,):
+            raise ValueError(f"bias{at}: expected shape {(n,)}, got {tuple(bias.shape)}")
         float_code(bias, "bias" + at)
 
 

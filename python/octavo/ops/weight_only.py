@@ -25,6 +25,7 @@ from ..runtime.backends import _core
 from ..runtime.routing import Engine, float_rows
 from .op import Op, Out, Plan
 from .operand import (
+    ACTIVATION_NAMES,
     ACTIVATIONS,
     FLOAT_OUT,
     Operand,
@@ -72,6 +73,7 @@ def weight_only_linear(
         data, scale = weight.data, weight.scale
     elif isinstance(weight, PackedWeight):
         data, scale = weight.buffer, weight.scale
+        check_fits(x, *weight.shape)  # a trace has the buffer alone
     else:
         raise TypeError(f"weight: expected a PackedWeight or a Quantized, got {type(weight).__name__}")
     scale = scale if weight_scale is None else weight_scale
@@ -101,7 +103,7 @@ def _plan(
     groups = check_groups(weight_scale, n, k)
     check_fits(x, n, k)
     name = default_out_dtype(x) if out_dtype is None else as_dtype_name(out_dtype, "out_dtype", FLOAT_OUT)
-    check_epilogue(operand, bias, activation, name)
+    check_epilogue(n, weight_scale, bias, activation, name)
 
     def check() -> None:
         check_operand(operand._replace(scale=per_row), x)
@@ -150,7 +152,7 @@ def _tiny(
     groups = scale_shape[1] if len(scale_shape) == 2 else 1
     if groups != 1 and (not groups or k % (GROUP_MULTIPLE * groups)):
         return None
-    if activation not in ACTIVATIONS:
+    if activation not in ACTIVATION_NAMES:
         return None
     bias_address = bias_code = 0
     if bias is not None:
