@@ -77,7 +77,7 @@ class Op:
         self.returns_one, self.returns_list = returns == " Tensor", returns == " Tensor[]"
         each = [part.split() for part in re.split(r", (?![^\[\]]*\])", arguments)]
         star = each.index(["*"]) if ["*"] in each else len(each)
-        self._positional, self._first = star, each[0][1]
+        self._positional, self._first = star, each[0]
         self._keywords = [(kind.rstrip("?"), name.partition("=")[0]) for kind, name in each[star + 1 :]]
         self._tensors = [i for i, part in enumerate(each[:star]) if part[0].startswith("Tensor")]
         OPS[self.name] = self
@@ -140,8 +140,9 @@ class Op:
         """The same by torch's dispatcher."""
         torch = sys.modules["torch"]
         compiling = torch.compiler.is_compiling()
-        if compiling and not isinstance(arguments[0], (torch.Tensor, list, tuple)):
-            kind_of(**{self._first: arguments[0]})
+        first, name = self._first
+        if compiling and first == "Tensor" and not isinstance(arguments[0], torch.Tensor):
+            kind_of(**{name: arguments[0]})
         inputs = {} if compiling else self.plan(*arguments).inputs
         arguments = self.lower(*arguments)
         keywords = {
