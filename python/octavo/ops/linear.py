@@ -90,7 +90,9 @@ def _shared(
     count = len(weight)
     if not count:
         raise ValueError("weight: expected a weight or a list of one or more, got an empty list")
-    weights = [as_packed_weight(w, f"weight[{i}]") for i, w in enumerate(weight)]
+    weights = [
+        w if type(w) is PackedWeight else as_packed_weight(w, f"weight[{i}]") for i, w in enumerate(weight)
+    ]
     one = activation is None or isinstance(activation, str)
     outs = None if out is None else [(f"out[{i}]", o) for i, o in enumerate(_one_for_each(out, "out", count))]
     found: list[Array] = INT8_LINEARS(

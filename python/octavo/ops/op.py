@@ -219,8 +219,6 @@ def _flat(arguments: Sequence[Any], where: Sequence[int]) -> list[Any]:
         each = arguments[i]
         if isinstance(each, (list, tuple)):
             found += each
-        elif isinstance(each, Packed):
-            found += [each.buffer, each.scale]
         elif each is not None:
             found.append(each)
     return found
