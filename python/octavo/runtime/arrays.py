@@ -24,17 +24,17 @@ FLOATS = ("float32", "float16", "bfloat16", "float64")
 DTYPE_CODES = {"float32": 0, "float16": 1, "bfloat16": 2, "float64": 3, "int32": 4}
 _OTHERS = ("bool", "int8", "uint8", "int32", "int64")
 
-# Filled by the first array of each type or dtype that comes along, so that torch, CuPy and
-# ml_dtypes are not imported.
+# These tables are filled by the first array of each type or dtype, so that torch, CuPy and ml_dtypes need not
+# be imported. torch's dtypes have a table of their own: the Dynamo of torch 2.8 cannot trace a look-up in a
+# dictionary that has NumPy's dtypes among its keys.
 _kinds: dict[type, str] = {np.ndarray: "numpy"}
 _numpy_dtypes: dict[str, Any] = {n: np.dtype(n) for n in (*FLOATS, *_OTHERS) if n != "bfloat16"}
-_torch_names: dict[str, Any] = {}  # torch's dtypes, and its layout "strided"
 _names: dict[Any, str] = {dtype: name for name, dtype in _numpy_dtypes.items()}
-_torch_dtypes: dict[Any, str] = {}  # not in _names: Dynamo of torch 2.8 takes no dict with NumPy's dtypes
+_torch_names: dict[str, Any] = {}  # the objects of torch by name: dtypes, and the layout "strided"
+_torch_dtypes: dict[Any, str] = {}
 FLOAT_CODES: dict[Any, int] = {}
-_plain_tensors: set[type] = (
-    set()
-)  # torch.Tensor and Parameter: no subclasses, which may want to see their calls
+# torch.Tensor and Parameter; not their subclasses, which may want to see the calls that they are in
+_plain_tensors: set[type] = set()
 
 _C_CONTIGUOUS_ALIGNED = 0x101  # NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_ALIGNED
 
