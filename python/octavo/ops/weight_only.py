@@ -122,7 +122,7 @@ def _plan(
     return Plan(x, inputs, (((*x.shape[:-1], n), name, "rows"),), native, reference, check)
 
 
-def _tiny(
+def tiny_weight_only_linear(
     x: Array,
     weight: Array,
     weight_scale: Array,
@@ -187,7 +187,7 @@ WEIGHT_ONLY_LINEAR = Op(
     "str? activation=None, ScalarType? out_dtype=None) -> Tensor",
     _plan,
     "weight_only",
-    tiny=_tiny,
+    tiny=tiny_weight_only_linear,
 )
 
 

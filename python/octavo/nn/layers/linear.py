@@ -12,7 +12,7 @@ from ...ops.linear_tiny import tiny_int8_linear
 from ...ops.operand import ACTIVATIONS, CUDA_ROW
 from ...ops.pack import PackedWeight, pack_matrix
 from ...ops.quantize import quantize
-from ...ops.weight_only import WEIGHT_ONLY_LINEAR
+from ...ops.weight_only import WEIGHT_ONLY_LINEAR, tiny_weight_only_linear
 from ...runtime import backends
 from ...runtime.arrays import needs_dispatcher, on_cuda
 from ...torch_ops.linear import int8_linear_op
@@ -225,6 +225,10 @@ class Int8WeightOnlyLinear(PackedLinear):
         if needs_dispatcher(x, stored, bias):
             y: Tensor = weight_only_linear_op(x, stored, scale, bias, activation=self.activation)
             return y
+        if backends.native:  # what run() tries first, a call earlier
+            short = tiny_weight_only_linear(x, stored, scale, bias, self.activation)
+            if short is not None:
+                return short  # type: ignore[no-any-return]
         return WEIGHT_ONLY_LINEAR.run(x, stored, scale, bias, self.activation)  # type: ignore[no-any-return]
 
     def extra_repr(self) -> str:
