@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -45,36 +45,24 @@ def check_out(
     out: Array, name: str, like: Array, shape: Sequence[int], dtype: str, inputs: dict[str, Array | None]
 ) -> None:
     """Refuses an `out` of another kind, device, dtype or shape, and one that is read-only or overlaps."""
-    check_outs([(out, name, shape)], like, dtype, inputs)
-
-
-def check_outs(
-    outs: Iterable[tuple[Array, str, Sequence[int]]],
-    like: Array,
-    dtype: str,
-    inputs: dict[str, Array | None],
-) -> None:
-    """check_out for several, (out, name, shape), which must not overlap each other either."""
-    taken = [(name, x, *byte_range(x)) for name, x in inputs.items() if is_array(x)]
-    for out, name, shape in outs:
-        if out is None:  # in a list
-            raise TypeError(f"{name}: expected an array, got None")
-        kind_of(**{next(iter(inputs), "input"): like, name: out})
-        check_dtype(out, name, dtype)
-        check_shape(out, name, tuple(shape))
-        if isinstance(out, np.ndarray) and not out.flags.writeable:
-            raise ValueError(f"{name}: expected a writeable array, got a read-only one")
-        if is_torch(out) and out.requires_grad and sys.modules["torch"].is_grad_enabled():
-            raise ValueError(
-                f"{name}: expected a tensor without requires_grad, got one that wants a gradient"
-            )
-        if not is_c_contiguous(out):
-            _check_no_internal_overlap(out, name)
-        low, high = byte_range(out)
-        for other, x, other_low, other_high in taken:
-            if low < other_high and other_low < high and not _interleaved(out, x):
-                raise ValueError(f"{name}: expected memory apart from {other}, got bytes that overlap it")
-        taken.append((name, out, low, high))
+    if out is None:  # in a list
+        raise TypeError(f"{name}: expected an array, got None")
+    kind_of(**{next(iter(inputs), "input"): like, name: out})
+    check_dtype(out, name, dtype)
+    check_shape(out, name, tuple(shape))
+    if isinstance(out, np.ndarray) and not out.flags.writeable:
+        raise ValueError(f"{name}: expected a writeable array, got a read-only one")
+    if is_torch(out) and out.requires_grad and sys.modules["torch"].is_grad_enabled():
+        raise ValueError(f"{name}: expected a tensor without requires_grad, got one that wants a gradient")
+    if not is_c_contiguous(out):
+        _check_no_internal_overlap(out, name)
+    low, high = byte_range(out)
+    for other, x in inputs.items():
+        if not is_array(x):
+            continue
+        other_low, other_high = byte_range(x)
+        if low < other_high and other_low < high and not _interleaved(out, x):
+            raise ValueError(f"{name}: expected memory apart from {other}, got bytes that overlap it")
 
 
 def _interleaved(a: Array, b: Array) -> bool:
