@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections import Counter
 
 from hypothesis import HealthCheck, settings
 
@@ -29,3 +30,19 @@ with warnings.catch_warnings():
 def pytest_collection_modifyitems(items):
     """What takes longest begins first: at the end of a run no worker waits for another."""
     items.sort(key=lambda item: "test_torch_versions" not in item.nodeid)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What the tests of the zoo have recorded, on every worker: how many models do what."""
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    counts = Counter(
+        value
+        for report in reports
+        if getattr(report, "when", None) == "call"
+        for name, value in report.user_properties
+        if name == "zoo"
+    )
+    if counts:
+        terminalreporter.section("zoo")
+        for value, count in sorted(counts.items()):
+            terminalreporter.line(f"{count:4} {value}")
