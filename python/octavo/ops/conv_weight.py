@@ -16,9 +16,9 @@ from ..runtime.arrays import (
     check_shape,
     contiguous,
     copy_contiguous,
+    detached,
     dtype_name,
     empty,
-    is_torch,
     kind_of,
 )
 from .layouts import MAX_K, aligned, check_home, check_parts, check_scale, read_header
@@ -100,8 +100,7 @@ def pack_conv_weight(weight: Array, scale: Array | None = None, *, groups: int =
     """
     check_kinds(weight=weight, scale=scale)
     shape = _weight_shape(weight.shape, groups)
-    if is_torch(weight):
-        weight, scale = weight.detach(), None if scale is None else scale.detach()
+    weight, scale = detached("pack_conv_weight", weight, scale)
     if dtype_name(weight.dtype) in FLOATS:
         if scale is not None:
             raise ValueError("scale: expected None with a float weight, which is quantized here, got a scale")

@@ -12,6 +12,7 @@ from ..runtime.arrays import (
     check_dtype,
     contiguous,
     copy_contiguous,
+    detached,
     dtype_name,
     element_strides,
     empty,
@@ -62,8 +63,7 @@ def pack_weight(weight: Array, scale: Array | None = None, *, layout: str = "aut
     if weight.ndim != 2:
         raise ValueError(f"weight: expected two dimensions [N, K], got shape {tuple(weight.shape)}")
     n, k = weight.shape
-    if is_torch(weight):
-        weight, scale = weight.detach(), None if scale is None else scale.detach()
+    weight, scale = detached("pack_weight", weight, scale)
     if dtype_name(weight.dtype) in FLOATS:
         if scale is not None:
             raise ValueError("scale: expected None with a float weight, which is quantized here, got a scale")
@@ -104,8 +104,7 @@ class PackedWeight(Packed):
         header = read_header(buffer)
         check_home(buffer, header)
         check_parts(buffer, header)
-        if is_torch(buffer):
-            buffer, scale = buffer.detach(), None if scale is None else scale.detach()
+        buffer, scale = detached("PackedWeight", buffer, scale)
         buffer = aligned(buffer)
         check_scale(scale, "scale", header.n)
         layout = "dense" if header.layout == "rows" else header.layout
