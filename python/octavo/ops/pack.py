@@ -26,10 +26,10 @@ from ..runtime.backends import _core
 from ..runtime.routing import Engine, native_for, reference_for
 from .layouts import (
     LAYOUTS,
-    MAX_K,
     aligned,
     aligned_empty,
     check_home,
+    check_k,
     check_parts,
     check_scale,
     is_at_home,
@@ -217,8 +217,7 @@ def check_matrix(weight: Array) -> tuple[int, int]:
     if weight.ndim != 2:
         raise ValueError(f"weight: expected two dimensions [N, K], got shape {tuple(weight.shape)}")
     n, k = weight.shape
-    if k > MAX_K:
-        raise ValueError(f"weight: expected K <= {MAX_K}, for exact int32 sums, got {k}")
+    check_k(k, "weight")
     return n, k
 
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ...ops.conv import INT8_CONV2D, Window, as_window
-from ...ops.conv_weight import PackedConvWeight, pack_conv, unpack_conv
-from ...ops.operand import ACTIVATIONS
+from ...ops.conv import INT8_CONV2D, Window, as_pair, as_window
+from ...ops.conv_weight import PackedConvWeight, pack_conv, unpack_conv, weight_shape
+from ...ops.operand import ACTIVATIONS, check_epilogue
 from ...ops.quantize import quantize
 from ...runtime.arrays import needs_dispatcher
 from ...torch_ops.conv import int8_conv2d_op
@@ -59,7 +59,8 @@ class Int8Conv2d(PackedModule):
             raise ValueError(
                 f"groups: expected a divisor of {in_channels} and {out_channels} channels, got {groups}"
             )
-        kernel = (kernel_size, kernel_size) if isinstance(kernel_size, int) else tuple(kernel_size)
+        kernel = as_pair(kernel_size, "kernel_size", 1)
+        weight_shape((out_channels, in_channels // groups, *kernel), groups)  # checks the sums
         self._window = as_window(stride, padding, dilation, kernel)
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.kernel_size, self.stride, self.dilation = kernel, self._window.stride, self._window.dilation
@@ -89,10 +90,12 @@ class Int8Conv2d(PackedModule):
         with torch.no_grad():
             weight = conv.weight.detach()
             data, scale, _ = quantize(weight.flatten(1), nonfinite="raise")
+            n, c, *kernel = weight.shape  # conv.out_channels may be older, where a weight was cut
+            check_epilogue(n, scale, conv.bias, activation, "float32")
             new = cls(
-                conv.in_channels,
-                conv.out_channels,
-                conv.kernel_size,  # type: ignore[arg-type]
+                c * conv.groups,
+                n,
+                kernel,  # type: ignore[arg-type]
                 conv.stride,  # type: ignore[arg-type]
                 conv.padding,  # type: ignore[arg-type]
                 conv.dilation,  # type: ignore[arg-type]

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ...ops.layouts import check_k
 from ...ops.linear import INT8_LINEAR
 from ...ops.linear_tiny import tiny_int8_linear
-from ...ops.operand import ACTIVATIONS, CUDA_ROW
+from ...ops.operand import ACTIVATIONS, CUDA_ROW, check_epilogue
 from ...ops.pack import PackedWeight, pack_matrix
 from ...ops.quantize import quantize
 from ...ops.weight_only import WEIGHT_ONLY_LINEAR, tiny_weight_only_linear
@@ -50,6 +51,7 @@ class PackedLinear(PackedModule):
         super().__init__()
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation: expected one of {tuple(ACTIVATIONS)}, got {activation!r}")
+        check_k(in_features, "in_features")
         self.in_features = in_features
         self.out_features = out_features
         self.activation = activation
@@ -65,8 +67,10 @@ class PackedLinear(PackedModule):
     @classmethod
     def _of(cls, linear: nn.Linear, data: Tensor, scale: Tensor, **options: Any) -> Self:
         """The layer with this weight and the rest of a float one."""
+        n, k = data.shape  # linear.out_features may be older, where a weight was cut
+        check_epilogue(n, scale, linear.bias, None, "float32")
         with torch.no_grad():
-            new = cls(linear.in_features, linear.out_features, False, device="meta", **options)
+            new = cls(k, n, False, device="meta", **options)
             new._stored = _stored_form(data)
             new.weight_scale = scale if scale.dim() == 2 else scale.unsqueeze(-1)
             if linear.bias is not None:
@@ -113,6 +117,7 @@ class Int8Linear(PackedLinear):
         dtype: torch.dtype | None = None,
     ) -> None:
         check_flag(symmetric, "symmetric")
+        check_k(in_features, "in_features", symmetric)
         super().__init__(in_features, out_features, bias, activation=activation, device=device, dtype=dtype)
         self.symmetric = symmetric
 
@@ -188,7 +193,7 @@ class Int8WeightOnlyLinear(PackedLinear):
         dtype: torch.dtype | None = None,
     ) -> None:
         Int8WeightOnly(group_size)  # checks it
-        if group_size is not None and in_features % group_size:
+        if group_size is not None and (in_features % group_size or not in_features):
             raise ValueError(
                 f"group_size: expected a divisor of in_features ({in_features}), got {group_size}"
             )
