@@ -11,6 +11,21 @@ namespace {
 
 constexpr int64_t kGrain = 1 << 16;  // weights worth a thread
 
+// Eight bytes a load: stores alone are then what it takes.
+void spread(const int8_t* from, int64_t count, int8_t* to, int64_t step) {
+  if (step == 1) {
+    memcpy(to, from, static_cast<size_t>(count));
+    return;
+  }
+  int64_t i = 0;
+  for (; i + 8 <= count; i += 8) {
+    uint64_t eight;
+    memcpy(&eight, from + i, sizeof eight);
+    for (int64_t j = 0; j < 8; ++j) to[(i + j) * step] = static_cast<int8_t>(eight >> 8 * j);
+  }
+  for (; i < count; ++i) to[i * step] = from[i];
+}
+
 }  // namespace
 
 void unpack_conv_weight(const PackedConv& packed, int8_t* w, int threads) {
@@ -28,13 +43,7 @@ void unpack_conv_weight(const PackedConv& packed, int8_t* w, int threads) {
       for (int64_t column = first; column < last; ++column) {
         const int8_t* from = rows + (column - first) * k + column / each * channels;
         int8_t* to = w + (matrix * columns + column) * channels * taps;
-        if (taps == 1) {
-          memcpy(to, from, static_cast<size_t>(channels));
-          continue;
-        }
-        for (int64_t c = 0; c < channels; ++c) {
-          for (int64_t tap = 0; tap < taps; ++tap) to[c * taps + tap] = from[tap * pitch + c];
-        }
+        for (int64_t tap = 0; tap < taps; ++tap) spread(from + tap * pitch, channels, to + tap, taps);
       }
     }
   };
