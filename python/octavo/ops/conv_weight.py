@@ -16,9 +16,9 @@ from ..runtime.arrays import (
     check_shape,
     contiguous,
     copy_contiguous,
+    detached,
     dtype_name,
     empty,
-    is_torch,
     kind_of,
     needs_dispatcher,
     on_cuda,
@@ -49,7 +49,7 @@ class PackedConvWeight(Packed):
 
     def __init__(self, buffer: Array, scale: Array, shape: Sequence[int], groups: int = 1) -> None:
         kind_of(buffer=buffer, scale=scale)
-        n, c, kh, kw = self.shape = _weight_shape(shape, groups)
+        n, c, kh, kw = self.shape = weight_shape(shape, groups)
         if scale is None:
             raise TypeError("scale: expected a float32 array, got None")
         check_scale(scale, "scale", n)
@@ -104,9 +104,8 @@ def pack_conv_weight(weight: Array, scale: Array | None = None, *, groups: int =
     NumPy arrays and torch tensors; TypeError or ValueError for anything else.
     """
     check_kinds(weight=weight, scale=scale)
-    shape = _weight_shape(weight.shape, groups)
-    if is_torch(weight):
-        weight, scale = weight.detach(), None if scale is None else scale.detach()
+    shape = weight_shape(weight.shape, groups)
+    weight, scale = detached("pack_conv_weight", weight, scale)
     if dtype_name(weight.dtype) in FLOATS:
         if scale is not None:
             raise ValueError("scale: expected None with a float weight, which is quantized here, got a scale")
@@ -207,7 +206,7 @@ def _matrices(buffer: Array, count: int) -> list[Array]:
     return [buffer[i * nbytes : i * nbytes + nbytes] for i in range(count)]
 
 
-def _weight_shape(shape: Sequence[int], groups: int) -> tuple[int, int, int, int]:
+def weight_shape(shape: Sequence[int], groups: int) -> tuple[int, int, int, int]:
     """shape, if it is that of a weight with as many groups."""
     if not isinstance(groups, int) or isinstance(groups, bool):
         raise TypeError(f"groups: expected a number, got {groups!r}")

@@ -147,6 +147,13 @@ def check_home(buffer: Array, header: Header) -> None:
         )
 
 
+def check_k(k: int, name: str, symmetric: bool = True) -> None:
+    """ValueError where sums of K products may not fit int32; symmetric: activations have no zero points."""
+    limit, why = (MAX_K, "") if symmetric else (MAX_K_UNSIGNED, " with zero points")
+    if k > limit:
+        raise ValueError(f"{name}: expected K <= {limit}{why}, for exact int32 sums, got {k}")
+
+
 def check_scale(scale: Array | None, name: str, n: int) -> None:
     """A weight's scale is float32 [N] or [N, 1]."""
     if scale is None:

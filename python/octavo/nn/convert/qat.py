@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
 
+from ...ops.conv_weight import weight_shape
+from ...ops.layouts import check_k
 from ...ops.quantize import quantize
 from ..configs import DEFAULT, Int8Dynamic
 from ..layers.conv import Int8Conv2d
@@ -40,6 +42,7 @@ def prepare_qat_(
             continue
         try:
             with torch.no_grad():
+                _check_sums(module, config)
                 quantize(module.weight.detach(), nonfinite="raise")  # as convert_qat_ will
         except (TypeError, ValueError) as error:
             raise type(error)(f"model: layer {fqn!r}: {error}") from error
@@ -89,6 +92,14 @@ def _fake_class(module: nn.Module) -> type[FakeQuantizedLinear | FakeQuantizedCo
     if keeps(nn.Linear, "forward") and not isinstance(module, NonDynamicallyQuantizableLinear):
         return FakeQuantizedLinear
     return FakeQuantizedConv2d if keeps(nn.Conv2d, "forward", "_conv_forward") else None
+
+
+def _check_sums(module: nn.Module, config: Int8Dynamic) -> None:
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    if isinstance(module, nn.Conv2d):
+        weight_shape(weight.shape, module.groups)
+    else:
+        check_k(weight.shape[1], "weight", config.symmetric)
 
 
 def _become(module: nn.Module, kind: type[nn.Module]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
@@ -107,11 +108,11 @@ def _fits(key: str | type[nn.Module], module: nn.Module, fqn: str) -> bool:
 def _int8_layers(model: nn.Module, layers: Sequence[_Layer], reasons: dict[int, str]) -> dict[int, nn.Module]:
     """The int8 forms of the layers, by the ids of these; adds the reasons of those that calibration did not
     see. The model is unchanged."""
-    attention = {
-        id(layer.module): Int8MultiheadAttention.with_float_projections(layer.module)
-        for layer in layers
-        if isinstance(layer.module, nn.MultiheadAttention)
-    }
+    attention = {}
+    for layer in layers:
+        if isinstance(layer.module, nn.MultiheadAttention):
+            with _named(layer):
+                attention[id(layer.module)] = Int8MultiheadAttention.with_float_projections(layer.module)
     parts = {id(layer.module): _parts(layer, attention.get(id(layer.module))) for layer in layers}
     ranges: dict[int, Range] = {}
     static = [layer for layer in layers if _is_calibrated(layer)]
@@ -152,11 +153,17 @@ def _parts(layer: _Layer, attention: nn.Module | None) -> list[_Layer]:
 def _int8_layer(layer: _Layer, input_range: Range | None) -> nn.Module:
     form = forms_of(layer.module)[type(layer.config)]
     more: dict[str, Any] = {} if input_range is None else {"input_range": input_range}
-    try:
+    with _named(layer):
         new: nn.Module = form.from_float(as_linear(layer.module), layer.config, **more)
+    return new
+
+
+@contextmanager
+def _named(layer: _Layer) -> Iterator[None]:
+    try:
+        yield
     except (TypeError, ValueError) as error:
         raise type(error)(f"model: layer {layer.fqn!r}: {error}") from error
-    return new
 
 
 def _share(new: nn.Module, source: nn.Module, tied: dict[int, nn.Module]) -> None:

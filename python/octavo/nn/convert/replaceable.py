@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from ..configs import Int8Dynamic, Int8Static, Int8WeightOnly
+from ..kinds import has_transposed_weight, is_conv1d
 from ..layers.attention import why_float as why_float_attention
 from ..layers.base import why_changed
 from ..layers.conv import Int8Conv2d
@@ -55,7 +56,7 @@ def forms_of(layer: nn.Module) -> dict[type, Any]:
     base = _base(layer)
     if base is None:
         return {}
-    return FORMS[nn.Linear if _is_conv1d(base) else base]
+    return FORMS[nn.Linear if is_conv1d(base) else base]
 
 
 def int8_kinds() -> tuple[type[nn.Module], ...]:
@@ -78,7 +79,7 @@ def why_float(layer: nn.Module) -> str:
 
 def as_linear(layer: nn.Module) -> nn.Module:
     """transformers' Conv1D, y = x @ weight [K, N] + bias, as a linear layer; others as they are."""
-    if not _is_conv1d(_base(layer)):
+    if not has_transposed_weight(layer):
         return layer
     assert isinstance(layer.weight, torch.Tensor)
     assert isinstance(layer.bias, torch.Tensor)
@@ -92,10 +93,6 @@ def as_linear(layer: nn.Module) -> nn.Module:
 def _base(layer: nn.Module) -> type[nn.Module] | None:
     # a parametrized layer is of a class that torch derives
     for base in type(layer).__mro__:
-        if base in FORMS or _is_conv1d(base):
+        if base in FORMS or is_conv1d(base):
             return base
     return None
-
-
-def _is_conv1d(base: type | None) -> bool:
-    return base is not None and f"{base.__module__}.{base.__name__}" == "transformers.pytorch_utils.Conv1D"
