@@ -204,6 +204,7 @@ def _share(new: nn.Module, origin: Origin, tied: dict[Origin, nn.Module]) -> Non
     first = tied.setdefault(origin, new)
     if first is new:
         return
+    new._tied = first._tied = True  # type: ignore[assignment]
     for name, buffer in new.named_buffers(recurse=False):
         for other in first.buffers(recurse=False):
             alike = (buffer.dtype, buffer.device, buffer.shape) == (other.dtype, other.device, other.shape)
