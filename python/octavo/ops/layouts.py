@@ -25,7 +25,7 @@ LAYOUTS = ("dense", "bitmask", "block")  # by their codes in a header
 _MAGIC, _VERSION, _HEADER_NBYTES = 0x5654434F, 1, 64
 _ISAS = ("any CPU", "CUDA")  # by their codes in a header
 _ALIGNMENT = 64
-_ONES = np.array([bin(byte).count("1") for byte in range(256)], np.uint8)
+_ONES = np.array([bin(byte).count("1") for byte in range(256)], np.uint8)  # for NumPy 1, which counts no bits
 
 
 class Header(NamedTuple):
@@ -113,7 +113,8 @@ def check_parts(buffer: Array, header: Header) -> None:
     table = parts[index - start :]
     rest = k % (4 if layout == "bitmask" else 16)  # terms of the last group or tile
     if good and layout == "bitmask":
-        ones = _ONES[table].reshape(units, 4 * cols).sum(1, dtype=np.int64)
+        counted = np.bitwise_count(table.view("<u8")) if hasattr(np, "bitwise_count") else _ONES[table]
+        ones = counted.reshape(units, counted.size // max(units, 1)).sum(1, dtype=np.int64)
         masks = table.reshape(units, cols // 4, 16)
         beyond = masks[:, k // 4 : k // 4 + (rest > 0)] & (0xF << rest & 0xF) * 0x11
         good = np.array_equal(ones, counts[1:-1]) and not (beyond.any() or masks[:, -(-k // 4) :].any())

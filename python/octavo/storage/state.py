@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.utils import _pytree as pytree
 
+from ..nn.convert.belongings import take_over
 from ..nn.convert.swap import leave_fused_paths
 from ..nn.layers import INT8_LAYERS
 from ..nn.layers.base import PackedModule
@@ -145,6 +146,7 @@ def fill(
         own = {name: name for name in names if name.startswith(prefix)}
         own |= {n: first for n, first in tied.items() if n.startswith(prefix) and n[len(prefix) :] in held}
         _fill_module(model, fqn, module, {n[len(prefix) :]: tensor_of(first) for n, first in own.items()})
+        take_over(model.get_submodule(fqn), module)
     before = [(m, dict(m._parameters), dict(m._buffers), dict(m._modules)) for m in model.modules()]
     try:
         for fqn, module in places.items():

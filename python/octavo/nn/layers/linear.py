@@ -81,6 +81,10 @@ class PackedLinear(PackedModule):
                 new.bias = nn.Parameter(linear.bias.detach().clone(), requires_grad=False)
         return new.train(linear.training)
 
+    def reset_parameters(self) -> None:
+        """As torch.nn.Linear does, and quantizes the weight."""
+        nn.Linear.reset_parameters(self)  # type: ignore[arg-type]
+
     @property
     def _shape(self) -> tuple[int, int]:
         return self.out_features, self.in_features
@@ -140,33 +144,33 @@ class Int8Linear(PackedLinear):
             return Int8WeightOnlyLinear.from_float(linear, config, activation=activation)
         return cls._of(linear, activation=activation, symmetric=config.symmetric)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         # the dictionaries of nn.Module, read directly: its __getattr__ costs more than a small kernel
         stored, scale, bias = (
             self._buffers["_stored"],
             self._buffers["weight_scale"],
             self._parameters["bias"],
         )
-        if needs_dispatcher(x, stored, bias):
+        if needs_dispatcher(input, stored, bias):
             y: Tensor = int8_linear_op(
-                x, stored, scale, bias, activation=self.activation, symmetric=self.symmetric
+                input, stored, scale, bias, activation=self.activation, symmetric=self.symmetric
             )
-            return in_dtype_of(x, y)
+            return in_dtype_of(input, y)
         checked = self._checked
         if checked is None or checked[0] is not stored or checked[1] is not scale:
             if on_cuda(stored):  # no PackedWeight: to check a header would wait for the device
-                y = INT8_LINEAR.run(x, stored, scale, bias, self.activation, None, self.symmetric)
-                return in_dtype_of(x, y)
+                y = INT8_LINEAR.run(input, stored, scale, bias, self.activation, None, self.symmetric)
+                return in_dtype_of(input, y)
             checked = self._check(stored, scale)
         weight, activation, symmetric = checked[2], self.activation, self.symmetric
         if backends.native:  # what run() tries first, a call earlier
-            short = tiny_int8_linear(x, weight, None, bias, activation, None, symmetric)
+            short = tiny_int8_linear(input, weight, None, bias, activation, None, symmetric)
             if short is not None:
                 return short  # type: ignore[no-any-return]
-        traced = leaf(self, x)
+        traced = leaf(self, input)
         if traced is not None:
             return traced  # type: ignore[no-any-return]
-        return in_dtype_of(x, INT8_LINEAR.run(x, weight, None, bias, activation, None, symmetric))
+        return in_dtype_of(input, INT8_LINEAR.run(input, weight, None, bias, activation, None, symmetric))
 
     def _check(self, stored: Any, scale: Any) -> tuple[Tensor, Tensor, PackedWeight]:
         self._checked = (stored, scale, PackedWeight(stored, scale))
@@ -230,24 +234,24 @@ class Int8WeightOnlyLinear(PackedLinear):
             raise TypeError(f"config: expected an octavo.Int8WeightOnly, got {config!r}")
         return cls._of(linear, group_size=config.group_size, activation=activation)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         # the dictionaries of nn.Module, read directly: its __getattr__ costs more than a small kernel
         stored, scale, bias = (
             self._buffers["_stored"],
             self._buffers["weight_scale"],
             self._parameters["bias"],
         )
-        if needs_dispatcher(x, stored, bias):
-            y: Tensor = weight_only_linear_op(x, stored, scale, bias, activation=self.activation)
-            return in_dtype_of(x, y)
+        if needs_dispatcher(input, stored, bias):
+            y: Tensor = weight_only_linear_op(input, stored, scale, bias, activation=self.activation)
+            return in_dtype_of(input, y)
         if backends.native:  # what run() tries first, a call earlier
-            short = tiny_weight_only_linear(x, stored, scale, bias, self.activation)
+            short = tiny_weight_only_linear(input, stored, scale, bias, self.activation)
             if short is not None:
                 return short  # type: ignore[no-any-return]
-        traced = leaf(self, x)
+        traced = leaf(self, input)
         if traced is not None:
             return traced  # type: ignore[no-any-return]
-        return in_dtype_of(x, WEIGHT_ONLY_LINEAR.run(x, stored, scale, bias, self.activation))
+        return in_dtype_of(input, WEIGHT_ONLY_LINEAR.run(input, stored, scale, bias, self.activation))
 
     def _linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
         weight = self._stored, self.weight_scale

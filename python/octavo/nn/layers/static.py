@@ -72,9 +72,9 @@ class Int8StaticLinear(Int8Linear):
         new.input_scale, new.input_zero_point = scale, zero_point
         return new
 
-    def forward(self, x: Tensor) -> Tensor:
-        traced = leaf(self, x)
-        return self._product(x, self.bias, self.activation) if traced is None else traced
+    def forward(self, input: Tensor) -> Tensor:
+        traced = leaf(self, input)
+        return self._product(input, self.bias, self.activation) if traced is None else traced
 
     def _linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
         return self._product(x, bias, None)
