@@ -73,11 +73,14 @@ def same_shape(a: Tensor, b: Tensor) -> bool:
     )
 
 
+ROOT = "octavo_fused."  # what precedes the names of a captured model's modules
+
+
 def layer_of(node: Node) -> str:
-    """The name of the module that made this node, without the name that dynamo gives the model."""
+    """The name of the module that made this node, without the name of the model itself."""
     stack = list(node.meta.get("nn_module_stack", {}).values())
     name = str(stack[-1][0]) if stack else ""
-    for prefix in ("L['self'].", "L__self___", "L['self']", "L['fn'].", "L['fn']"):
+    for prefix in (ROOT, "L['self'].", "L__self___", "L['self']", "L['fn'].", "L['fn']"):
         name = name.removeprefix(prefix)
     return name or node.name
 
