@@ -198,11 +198,11 @@ def test_int8_tables_that_share_their_memory_do_so_again(tmp_path):
 
     model = octavo.quantize_(make())
     octavo.save(model, tmp_path)
-    assert "1.weight" not in stored(tmp_path)
+    assert "1.weight_int8" not in stored(tmp_path)
     loaded = octavo.load(make, tmp_path)
     same_state(model, loaded)
-    assert loaded[0].weight is loaded[1].weight
-    assert "weight" not in loaded[2]._buffers
+    assert loaded[0].weight_int8 is loaded[1].weight_int8
+    assert loaded[2]._stored is not loaded[0]._stored
 
 
 def test_views_of_one_memory_are_stored_each(tmp_path):
@@ -288,11 +288,11 @@ def test_a_sparse_weight_is_stored_without_its_zeros(tmp_path):
     layer.load_state_dict(layer.state_dict() | {"weight": weight})
     octavo.save(layer, tmp_path)
     held = stored(tmp_path)
-    assert set(held) == {"weight.mask_bits", "weight.values", "weight_scale", "bias"}
-    assert held["weight.mask_bits"].shape == (6, 3)
-    assert held["weight.mask_bits"][1].tolist() == [1 << 3, 0, 0]
-    assert held["weight.values"].tolist() == [-128, 1, 127]
-    assert torch.equal(octavo.load(nn.Linear(20, 6), tmp_path).weight, weight)
+    assert set(held) == {"weight", "weight_int8.mask_bits", "weight_int8.values", "weight_scale", "bias"}
+    assert held["weight_int8.mask_bits"].shape == (6, 3)
+    assert held["weight_int8.mask_bits"][1].tolist() == [1 << 3, 0, 0]
+    assert held["weight_int8.values"].tolist() == [-128, 1, 127]
+    assert torch.equal(octavo.load(nn.Linear(20, 6), tmp_path).weight_int8, weight)
 
 
 @pytest.mark.parametrize(("kept", "sparse"), [(101, True), (102, False)])
@@ -302,8 +302,8 @@ def test_a_weight_is_stored_in_the_smaller_form(tmp_path, kept, sparse):
     layer = Int8Linear(20, 6)
     layer.load_state_dict(layer.state_dict() | {"weight": weight.reshape(6, 20)})
     octavo.save(layer, tmp_path)
-    assert ("weight.values" in stored(tmp_path)) == sparse
-    assert torch.equal(octavo.load(nn.Linear(20, 6), tmp_path).weight.flatten(), weight)
+    assert ("weight_int8.values" in stored(tmp_path)) == sparse
+    assert torch.equal(octavo.load(nn.Linear(20, 6), tmp_path).weight_int8.flatten(), weight)
 
 
 def test_what_the_manifest_says(tmp_path):

@@ -83,6 +83,7 @@ def _module_rows(model: Any) -> list[Explanation]:
 
 
 def _int8_module_row(name: str, module: Any) -> Explanation:
+    from .nn.layers.base import PackedModule
     from .nn.layers.linear import PackedLinear
 
     nbytes = sum(buffer.nbytes for buffer in module.buffers(recurse=False))
@@ -90,7 +91,7 @@ def _int8_module_row(name: str, module: Any) -> Explanation:
     if isinstance(module, PackedLinear) and module._stored.dim() == 1:
         weight = PackedWeight(module._stored)
         return _int8_row(name, weight.buffer, weight.shape, weight.density, weight.layout, *more)
-    stored = module.weight
+    stored = module.weight_int8 if isinstance(module, PackedModule) else module.weight
     return _int8_row(name, stored, tuple(stored.shape), density(stored), "plain", *more)
 
 

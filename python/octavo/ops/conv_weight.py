@@ -162,8 +162,11 @@ def unpack_conv(buffer: Array, shape: Sequence[int], groups: int) -> Array:
 def bundle_of(shape: Sequence[int], groups: int) -> int:
     """How many groups one packed matrix holds, as blocks in zeros: as many as fill a panel of the kernels."""
     n, c, kh, kw = shape
-    fitting = [m for m in range(1, _PANEL + 1) if groups % m == 0 and n // groups * m <= _PANEL]
-    return max((m for m in fitting if c * kh * kw * m <= MAX_K), default=1)
+    found = 1
+    for m in range(2, _PANEL + 1):
+        if groups % m == 0 and n // groups * m <= _PANEL and c * kh * kw * m <= MAX_K:
+            found = m
+    return found
 
 
 def _matrices(buffer: Array, count: int) -> list[Array]:

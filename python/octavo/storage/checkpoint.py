@@ -20,7 +20,8 @@ from . import files
 from .describe import describe, rebuild
 from .state import ModelOrFactory, as_directory, as_model, fill, tensors_of
 
-_FORMAT, _VERSION = "octavo", 1
+_FORMAT, _VERSION = "octavo", 2
+_READ = (1, 2)
 _MANIFEST, _TENSORS = "octavo.json", "model.safetensors"
 _BITS, _VALUES = ".mask_bits", ".values"
 
@@ -183,10 +184,10 @@ def _read_manifest(path: Path, *, any_version: bool = False) -> dict[str, Any]:
     version = manifest.get("format_version")
     if any_version:
         return manifest  # type: ignore[no-any-return]
-    if version != _VERSION:
+    if version not in _READ:
         raise ValueError(
-            f"{path}: expected format_version {_VERSION}, which octavo {__version__} reads, got "
-            f"{version!r}, written by octavo {manifest.get('octavo')!r}"
+            f"{path}: expected format_version {' or '.join(map(str, _READ))}, which octavo {__version__} "
+            f"reads, got {version!r}, written by octavo {manifest.get('octavo')!r}"
         )
     if text != _render(manifest).encode():
         raise ValueError(f"{path}: expected the text that its checksum is of, got a file altered since")

@@ -16,6 +16,9 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ..nn.convert.swap import leave_fused_paths
 from ..nn.layers import INT8_LAYERS
+from ..nn.layers.base import PackedModule
+from ..nn.layers.conv import Int8Conv2d
+from ..nn.layers.linear import PackedLinear
 
 ModelOrFactory: TypeAlias = nn.Module | Callable[[], nn.Module]
 
@@ -191,6 +194,10 @@ def _fill_module(model: nn.Module, fqn: str, module: nn.Module, state: dict[str,
                 part._buffers[name] = torch.empty_like(
                     buffer, device="cpu" if held is None or held.is_meta else held.device
                 )
+    if not any(name.endswith("weight_int8") for name in state):
+        for part in module.modules():  # octavo 0.1 and others do not tell the dtype of a layer without a bias
+            if isinstance(part, PackedLinear | Int8Conv2d):
+                part.dtype = next((t.dtype for t in tensors.values() if t.is_floating_point()), part.dtype)
     module.train(old.training)
 
 
@@ -216,7 +223,11 @@ def _tie(model: nn.Module, name: str, first: str) -> None:
     """Makes the parameter or buffer `name` the one that is called `first`."""
     (path, _, attribute), (source_path, _, original) = name.rpartition("."), first.rpartition(".")
     module, source = model.get_submodule(path), model.get_submodule(source_path)
-    if attribute in module._parameters and original in source._parameters:
+    if isinstance(module, PackedModule) and isinstance(source, PackedModule) and "weight" in attribute:
+        module._tied = source._tied = True
+        if module._stored.shape == source._stored.shape:
+            module._stored = source._stored
+    elif attribute in module._parameters and original in source._parameters:
         module._parameters[attribute] = source._parameters[original]
     elif attribute in module._buffers and original in source._buffers:
         module._buffers[attribute] = source._buffers[original]

@@ -170,6 +170,7 @@ def _share(new: nn.Module, source: nn.Module, tied: dict[int, nn.Module]) -> Non
     first = new if weight is None else tied.setdefault(id(weight), new)
     if first is new:
         return
+    new._tied = first._tied = True  # type: ignore[assignment]
     for name, buffer in new.named_buffers(recurse=False):
         for other in first.buffers(recurse=False):
             alike = (buffer.dtype, buffer.device, buffer.shape) == (other.dtype, other.device, other.shape)

@@ -13,7 +13,7 @@ from ...ops.linear import INT8_LINEARS
 from ...runtime.arrays import needs_dispatcher
 from ...torch_ops.linear import int8_linears_op
 from ..configs import DEFAULT, Config, Int8Dynamic, Int8WeightOnly, check_config
-from .base import why_changed
+from .base import in_dtype_of, leaf, why_changed
 from .linear import Int8Linear
 
 
@@ -23,8 +23,8 @@ class Int8MultiheadAttention(nn.Module):
     Arguments and results are those of torch.nn.MultiheadAttention, without add_bias_kv, add_zero_attn and
     nested tensors; ValueError or TypeError for shapes and dtypes that do not fit. Where query is key is
     value, or key is value, their projections share one quantization. The projections are modules, as the
-    state dict shows: `q_proj.weight` int8 [E, E], `q_proj.weight_scale` float32 [E, 1], `q_proj.bias`, and
-    likewise for k_proj, v_proj and out_proj.
+    state dict shows: `q_proj.weight_int8` int8 [E, E], `q_proj.weight_scale` float32 [E, 1], `q_proj.bias`,
+    and likewise for k_proj, v_proj and out_proj.
     """
 
     # what torch.nn.TransformerEncoderLayer looks at before it runs its fused float kernel: not to be
@@ -121,6 +121,10 @@ class Int8MultiheadAttention(nn.Module):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
+        options = key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
+        traced = leaf(self, query, key, value, *options)
+        if traced is not None:
+            return traced  # type: ignore[no-any-return]
         if query.dim() not in (2, 3) or not query.dim() == key.dim() == value.dim():
             got = [tuple(each.shape) for each in (query, key, value)]
             raise ValueError(f"query, key, value: expected three dimensions, or two for no batch, got {got}")
@@ -207,7 +211,7 @@ def _together(x: Tensor, layers: Sequence[nn.Module]) -> Sequence[Tensor]:
         results = int8_linears_op(x, weights, scales, given, [""] * len(same), symmetric=symmetric.pop())
     else:
         results = INT8_LINEARS.run(x, weights, scales, biases, [None] * len(same), None, symmetric.pop())
-    return results
+    return [in_dtype_of(x, y) for y in results]
 
 
 def _additive(mask: Tensor, name: str, dtype: torch.dtype, *shapes: tuple[int, ...]) -> Tensor:

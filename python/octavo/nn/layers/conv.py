@@ -9,13 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...ops.conv import INT8_CONV2D, Window, as_window
-from ...ops.conv_weight import PackedConvWeight, pack_conv, unpack_conv
+from ...ops.conv_weight import PackedConvWeight, pack_conv
 from ...ops.operand import ACTIVATIONS
-from ...ops.quantize import quantize
 from ...runtime.arrays import needs_dispatcher
-from ...torch_ops.conv import int8_conv2d_op
+from ...torch_ops.conv import int8_conv2d_op, unpack_conv_weight_op
 from ..configs import DEFAULT, Config, check_config
-from .base import PackedModule
+from .base import PackedModule, in_dtype_of, leaf
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
@@ -25,10 +24,10 @@ class Int8Conv2d(PackedModule):
 
     The arguments are those of torch.nn.Conv2d, and octavo.int8_conv2d's activation; x is [B, C, H, W] or
     [C, H, W]. A padding_mode other than "zeros" pads x in its own dtype first, which costs a pass over it.
-    The state dict holds the logical values: `weight` int8 [N, C / groups, kh, kw], `weight_scale` float32
-    [N, 1, 1, 1] and `bias`. In memory there is one copy of the weight, packed for the kernels on the CPU,
-    plain on a device; `weight` unpacks it. `.to(dtype)` casts the bias only: every float dtype is taken, and
-    returned.
+    The state dict holds the logical values: `weight_int8` int8 [N, C / groups, kh, kw], `weight_scale`
+    float32 [N, 1, 1, 1] and `bias`. In memory there is one copy of the weight, packed for the kernels on the
+    CPU, plain on a device. `.to(dtype)` casts the bias, and says what `weight` looks like: every float dtype
+    is taken, and returned.
     """
 
     kernel = "int8_conv2d"
@@ -50,7 +49,7 @@ class Int8Conv2d(PackedModule):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(dtype)
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation: expected one of {tuple(ACTIVATIONS)}, got {activation!r}")
         if padding_mode not in PADDING_MODES:
@@ -87,8 +86,6 @@ class Int8Conv2d(PackedModule):
         if not isinstance(conv, nn.Conv2d):
             raise TypeError(f"conv: expected a torch.nn.Conv2d, got {type(conv).__name__}")
         with torch.no_grad():
-            weight = conv.weight.detach()
-            data, scale, _ = quantize(weight.flatten(1), nonfinite="raise")
             new = cls(
                 conv.in_channels,
                 conv.out_channels,
@@ -101,9 +98,9 @@ class Int8Conv2d(PackedModule):
                 conv.padding_mode,
                 activation=activation,
                 device="meta",
+                dtype=conv.weight.dtype,
             )
-            new._stored = pack_conv(data.reshape(weight.shape), conv.groups)
-            new.weight_scale = scale.reshape(-1, 1, 1, 1)
+            new._set_float(conv.weight)
             if conv.bias is not None:
                 new.bias = nn.Parameter(conv.bias.detach().clone(), requires_grad=False)
         return new.train(conv.training)
@@ -118,10 +115,13 @@ class Int8Conv2d(PackedModule):
         return packed
 
     def _unpacked(self, stored: Tensor) -> Tensor:
-        weight: Tensor = unpack_conv(stored, self._shape, self.groups)
+        weight: Tensor = unpack_conv_weight_op(stored, self._shape, self.groups)
         return weight
 
     def forward(self, x: Tensor) -> Tensor:
+        traced = leaf(self, x)
+        if traced is not None:
+            return traced  # type: ignore[no-any-return]
         if isinstance(x, Tensor) and x.dim() == 3:
             return self.forward(x.unsqueeze(0)).squeeze(0)
         stored, scale, bias, window = self._stored, self.weight_scale, self.bias, self._window
@@ -140,13 +140,28 @@ class Int8Conv2d(PackedModule):
                 kernel_size=self.kernel_size,
                 activation=self.activation,
             )
-            return y
+            return in_dtype_of(x, y)
         checked = self._checked
         if checked is None or checked[0] is not stored or checked[1] is not scale:
             packed = PackedConvWeight(stored, scale.reshape(-1), self._shape, self.groups)
             checked = self._checked = (stored, scale, packed)
         more = bias, *window, self.groups, self.kernel_size, self.activation
-        return INT8_CONV2D.run(x, checked[2], None, *more)  # type: ignore[no-any-return]
+        return in_dtype_of(x, INT8_CONV2D.run(x, checked[2], None, *more))
+
+    def _convolution(
+        self, x: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int
+    ) -> Any:
+        if groups != self.groups:
+            return NotImplemented
+        if x.dim() == 3:
+            return self._convolution(x.unsqueeze(0), bias, stride, padding, dilation, groups).squeeze(0)
+        weight, window = (
+            (self._stored, self.weight_scale),
+            as_window(stride, padding, dilation, self.kernel_size),
+        )
+        traced = needs_dispatcher(x, *weight, bias)
+        product = int8_conv2d_op if traced else INT8_CONV2D.run
+        return in_dtype_of(x, product(x, *weight, bias, *window, groups, kernel_size=self.kernel_size))
 
     def extra_repr(self) -> str:
         text = (
@@ -162,6 +177,3 @@ class Int8Conv2d(PackedModule):
                 text += f", {name}={getattr(self, name)!r}"
         text += f", bias={self.bias is not None}"
         return text if self.activation is None else f"{text}, activation={self.activation!r}"
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_checked"}

@@ -6,13 +6,14 @@ from torch import Tensor, nn
 
 from ...torch_ops.qat import fake_quantized_conv2d_op, fake_quantized_linear_op
 from ..configs import DEFAULT, Int8Dynamic
+from .base import in_dtype_of
 
 
 class FakeQuantizedLinear(nn.Linear):
     """A torch.nn.Linear that computes, to the bit, what Int8Linear.from_float of it does, and trains.
 
     Weight and bias are the float parameters of torch.nn.Linear, with its state dict; x is [..., K] of any
-    float dtype, y of the same (float32 for float64). Every forward pass quantizes the weight per row and the
+    float dtype, y of the same. Every forward pass quantizes the weight per row and the
     input per row, and multiplies in int8. Gradients are straight through (Bengio et al. 2013,
     arXiv:1308.3432): with G the gradient of y, and W' and x' what the int8 values stand for, rounded to y's
     dtype,
@@ -28,7 +29,7 @@ class FakeQuantizedLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = fake_quantized_linear_op(x, self.weight, self.bias, symmetric=self.qat_config.symmetric)
-        return y
+        return in_dtype_of(x, y)
 
 
 class FakeQuantizedConv2d(nn.Conv2d):
@@ -52,4 +53,4 @@ class FakeQuantizedConv2d(nn.Conv2d):
         y: Tensor = fake_quantized_conv2d_op(
             x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups
         )
-        return y
+        return in_dtype_of(x, y)

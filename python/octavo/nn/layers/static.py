@@ -15,6 +15,7 @@ from ...runtime.arrays import needs_dispatcher
 from ...torch_ops.linear import scaled_int_mm_op
 from ...torch_ops.quantize import quantize_op
 from ..configs import Int8Static, check_config
+from .base import in_dtype_of, leaf
 from .linear import Int8Linear
 
 Range = tuple[float, float]
@@ -78,7 +79,14 @@ class Int8StaticLinear(Int8Linear):
         return new
 
     def forward(self, x: Tensor) -> Tensor:
-        traced = needs_dispatcher(x, self._stored, self.bias)
+        traced = leaf(self, x)
+        return self._product(x, self.bias, self.activation) if traced is None else traced
+
+    def _linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        return self._product(x, bias, None)
+
+    def _product(self, x: Tensor, bias: Tensor | None, activation: str | None) -> Tensor:
+        traced = needs_dispatcher(x, self._stored, bias)
         quantize, product = (quantize_op, scaled_int_mm_op) if traced else (QUANTIZE.run, SCALED_INT_MM.run)
         scale, zero_point = self.input_scale, self.input_zero_point
         data = quantize(x, "tensor", None, zero_point is None, scale, zero_point)[0]
@@ -87,12 +95,12 @@ class Int8StaticLinear(Int8Linear):
             scale,
             self._stored,
             self.weight_scale,
-            self.bias,
+            bias,
             zero_point,
-            activation=self.activation,
+            activation=activation,
             out_dtype=torch.float32 if x.dtype == torch.float64 else x.dtype,
         )
-        return y
+        return in_dtype_of(x, y)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Int8StaticLinear:
         scale = self.input_scale
