@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from torch._dynamo.source import LocalSource
 from torch.export import Dim, ExportedProgram, export
 from torch.export.graph_signature import InputKind, OutputKind
+from torch.fx import Node
 from torch.fx.experimental import _config as shapes_config
 from torch.fx.experimental.symbolic_shapes import SYMPY_INTERP
 
+from ..layers.linear import Int8Linear
 from .graph import ROOT
 from .guards import INNER, Guards, Snapshot, recorded_reads
 from .results import Structure
@@ -158,6 +160,17 @@ class Capture:
             for spec in self.program.graph_signature.input_specs
             if spec.kind != InputKind.USER_INPUT
         ]
+
+    def int8_layers(self) -> dict[Node, tuple[str, Int8Linear]]:
+        """By the graph's inputs that they store their weights in: names of layers, and these."""
+        nodes = {node.name: node for node in self.program.graph.find_nodes(op="placeholder")}
+        found = {}
+        for spec in self.program.graph_signature.input_specs:
+            name, _, what = str(spec.target).removeprefix(ROOT).rpartition(".")
+            layer = self.model.get_submodule(name) if what == "_stored" else None
+            if isinstance(layer, Int8Linear):
+                found[nodes[spec.arg.name]] = name, layer
+        return found
 
     def _holder(self, kind: InputKind, name: str) -> tuple[dict[str, Any], str]:
         if kind == InputKind.CONSTANT_TENSOR:

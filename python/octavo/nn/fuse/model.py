@@ -108,7 +108,7 @@ class _Fused:
         self._is_nested = list(map(id, leaves)) != list(map(id, given))
         self._wanted = [_kind_of(leaf) for leaf in leaves]
         found = Capture(model, *pytree.tree_flatten((args, kwargs)))
-        self.fusions = fuse_graph(found.program.graph)
+        self.fusions = fuse_graph(found.program.graph, found.int8_layers())
         if not self.fusions:
             kinds = {type(each).__name__ for each in model.modules() if isinstance(each, int8_kinds())}
             others = kinds and Int8Linear.__name__ not in kinds
