@@ -17,7 +17,7 @@ from torch.fx.experimental.symbolic_shapes import SYMPY_INTERP
 
 from ..layers.linear import Int8Linear
 from .graph import ROOT
-from .guards import INNER, Guards, Snapshot, recorded_reads
+from .guards import INNER, MISSING, Guards, Snapshot, recorded_reads
 from .results import Structure
 
 # an attribute: the module, the dictionary among the module's own that has it, or "" for its own, and the name
@@ -36,14 +36,18 @@ class Capture:
     def __init__(self, model: nn.Module, given: Sequence[Any], spec: Any) -> None:
         self.model, self.given, self.spec = model, given, spec
         self.states: list[Place] = []
-        program = self._export()
+        program, before = self._export(), None
         if self.unsettled:
-            # what only a first call finds empty, such as a cache of its own, is filled; what changes in every
-            # call becomes an input
-            self._run_once()
+            before = Snapshot(model)
             self.states = self._numbers()
+            self._run_once()  # what only a first call finds empty, such as a cache of its own, is filled
+            program = self._export()
+        if self._numbers():
+            self.states += self._numbers()
             program = self._export()
         if self.unsettled:
+            if before is not None:
+                before.restore()
             raise ValueError(
                 "model: expected a forward that leaves alone what it reads of its modules, or sets numbers and "
                 f"tensors, got one that changes {', '.join(self.unsettled)}"
@@ -58,22 +62,28 @@ class Capture:
                 f"model: expected a forward that only computes its result, got one that changes {changed}"
             )
         self.program = program
+        for module, _, name in self.states:
+            self.reads[id(module)].discard(name)
         self.guards = Guards(model, self.reads)
         self.sizes_fit = _size_check(program)
 
     def _export(self) -> ExportedProgram:
         inputs = [each for each in self.given if isinstance(each, Tensor)] + [*map(value_at, self.states)]
-        every = [dict.fromkeys(range(each.dim()), Dim.AUTO) if isinstance(each, Tensor) else Dim.AUTO for each in inputs]
+        every = [
+            dict.fromkeys(range(each.dim()), Dim.AUTO) if isinstance(each, Tensor) else Dim.AUTO
+            for each in inputs
+        ]
         self.error: ValueError | None = None
         first: Exception | None = None
         for shapes in (tuple(every), (None,) * len(inputs)):
             self.is_static = first is not None
             try:
-                # oblivious: what the code asks of a size of 1 becomes a condition; it is not taken to be another
+                # oblivious: what the code asks of a size of 1 becomes a condition; it is not taken to be another;
+                # nor are sizes that are equal in the example taken to be always equal, without duck shapes
                 with (
                     torch.inference_mode(False),
                     torch.no_grad(),
-                    shapes_config.patch(backed_size_oblivious=True),  # type: ignore[attr-defined]
+                    shapes_config.patch(backed_size_oblivious=True, use_duck_shape=False),  # type: ignore[attr-defined]
                 ):
                     return export(_Root(self), tuple(inputs), dynamic_shapes={"inputs": shapes})
             except Exception as error:
@@ -133,24 +143,30 @@ class Capture:
         return [*map(value_at, self.written)]
 
     def _run_once(self) -> None:
-        """The forward as it is; what it counts, in attributes and in buffers, is as before after it."""
-        numbers = [(place, value_at(place)) for place in self._numbers()]
+        """The forward as it is. What it sets is as before after it, but for what it has found unset."""
+        kept = [place for place in self.unsettled.values() if place not in self.states]
+        places = [
+            (place, holder_of(place).get(place[2], MISSING)) for place in self.written if place not in kept
+        ]
         buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
         given = [each.clone() if isinstance(each, Tensor) else each for each in self.given]
         args, kwargs = pytree.tree_unflatten(given, self.spec)
         with torch.no_grad():
             type(self.model).forward(self.model, *args, **kwargs)
-            for place, value in numbers:
+            for place, value in places:
                 set_at(place, value)
+                if value is MISSING:
+                    del holder_of(place)[place[2]]
             for buffer, value in buffers:
                 buffer.copy_(value)
 
     def _numbers(self) -> list[Place]:
+        """What is unsettled, but may be an input."""
         places = [place for place in self.unsettled.values() if place is not None]
         return [
-            place
-            for place in places
-            if place[2] in holder_of(place) and (type(value_at(place)) is int or isinstance(value_at(place), Tensor))
+            p
+            for p in places
+            if isinstance(holder_of(p).get(p[2]), Tensor) or type(holder_of(p).get(p[2])) is int
         ]
 
     def held(self) -> list[tuple[dict[str, Any], str]]:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from operator import contains, getitem
 from typing import Any
 
+import torch
 import torch.nn.modules.module as torch_module
 from torch import Tensor, nn
 
@@ -21,7 +22,7 @@ _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 _GLOBAL_HOOKS = (torch_module._global_forward_pre_hooks, torch_module._global_forward_hooks)
 _NO_OBJECTS = (
     nn.Module, Tensor, logging.Logger, types.FunctionType, types.MethodType, types.BuiltinFunctionType,
-    types.ModuleType,
+    types.ModuleType, torch.SymInt, torch.SymFloat, torch.SymBool,
 )  # fmt: skip
 _lock = threading.RLock()
 MISSING = object()
@@ -30,6 +31,22 @@ MISSING = object()
 def is_object(value: object) -> bool:
     """Whether it may be a configuration: something with attributes that are its own."""
     return hasattr(value, "__dict__") and not is_constant(value) and not isinstance(value, _NO_OBJECTS)
+
+
+def check_hooks(model: nn.Module) -> None:
+    """ValueError for hooks of submodules, which a graph would not call. Those of torch.nn.utils compute weights,
+    and transformers' only collect what a call asks for: they are a part of the graph."""
+    hooks = [("every module", each) for hooks in _GLOBAL_HOOKS for each in hooks.values()]
+    for name, module in model.named_modules():
+        if module is not model:
+            hooks += [(repr(name), each) for part in _HOOKS for each in vars(module)[part].values()]
+    for name, hook in hooks:
+        origin = getattr(hook, "__module__", type(hook).__module__) or ""
+        if not origin.startswith(("torch.nn.utils.", "transformers.")):
+            raise ValueError(
+                "model: expected no hooks on its modules, which fused kernels would not call, got "
+                f"{getattr(hook, '__qualname__', repr(hook))} on {name}"
+            )
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from ..convert.replaceable import int8_kinds
 from ..convert.swap import check_model
 from ..layers.linear import Int8Linear
 from .capture import Capture, set_at, value_at
+from .guards import check_hooks
 from .patterns import Fusion, fuse_graph
 from .results import is_constant
 from .run import compile_graph
@@ -56,6 +57,7 @@ def fuse_(model: nn.Module, example: Any) -> nn.Module:
     if before is not None and not isinstance(before, _Fused):
         raise ValueError("model: expected its class's own forward, got one set on the instance")
     args, kwargs = _call_of(example)
+    check_hooks(model)
     unfuse_(model)
     try:
         model.forward = _Fused(model, args, kwargs)
@@ -155,7 +157,11 @@ class _Fused:
         sizes: list[int] = []
         for leaf, wanted in zip(given, self._wanted, strict=True):
             if type(wanted) is _Kind:
-                if not isinstance(leaf, Tensor) or leaf.dtype is not wanted.dtype or leaf.device != wanted.device:
+                if (
+                    not isinstance(leaf, Tensor)
+                    or leaf.dtype is not wanted.dtype
+                    or leaf.device != wanted.device
+                ):
                     return None
                 if leaf.dim() != wanted.dim or not leaf.is_contiguous():
                     return None

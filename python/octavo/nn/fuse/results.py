@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import struct
 import types
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Container, Sequence
@@ -19,8 +20,9 @@ _CONSTANTS = frozenset({
     torch.memory_format,
 })  # fmt: skip
 # What a class may be built on for its objects to be their attributes and items, and nothing else.
-_BASES = (object, list, set, dict, OrderedDict, defaultdict)
-_HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: the class is written in Python
+_BASES = (object, list, set, dict, OrderedDict, defaultdict, types.SimpleNamespace)
+_HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE, which classes of Python and some of C have
+_POINTER = struct.calcsize("P")
 
 
 def is_constant(value: object) -> bool:
@@ -76,14 +78,18 @@ class Structure:
             self._values[self._new(each)] = each
         elif isinstance(each, tuple):
             items = [self._place(item, f"{path}[{i}]") for i, item in enumerate(each)]
-            self._makers.append((self._new(each), _tuple_maker(type(each)), items))
-            self._fill_attributes(each, path)
+            make = _tuple_maker(type(each))
+            self._makers.append((self._new(each), make, items))
+            if make is not type(each):
+                self._fill_attributes(each, path)
         else:
-            base = next(cls for cls in type(each).__mro__ if not cls.__flags__ & _HEAP_TYPE)
+            base = _base_of(type(each))
             if base not in _BASES:
                 raise _unlike(each, path)
             make = partial(base.__new__, type(each))
-            self._makers.append((self._new(each), lambda _: make(), []))  # before what it holds: it may hold it
+            self._makers.append(
+                (self._new(each), lambda _: make(), [])
+            )  # before what it holds: it may hold it
             self._fill_items(each, base, path)
             self._fill_attributes(each, path)
         return self._places[id(each)]
@@ -154,9 +160,24 @@ def _tuple_maker(kind: type) -> Callable[[list[Any]], Any]:
     return partial(tuple.__new__, kind)
 
 
+def _base_of(kind: type) -> type:
+    """What classes of Python build on; a class that is written in C itself, which has memory of its own."""
+    while kind.__flags__ & _HEAP_TYPE and kind.__base__ is not None:
+        slots = len(_own_slots(kind)) + ("__dict__" in vars(kind)) + ("__weakref__" in vars(kind))
+        if kind.__basicsize__ - kind.__base__.__basicsize__ > slots * _POINTER or kind.__itemsize__:
+            break
+        kind = kind.__base__
+    return kind
+
+
 def _slots_of(kind: type) -> list[Any]:
-    wanted = [cls for cls in kind.__mro__ if cls.__flags__ & _HEAP_TYPE or cls is defaultdict]
-    return [each for cls in wanted for each in vars(cls).values() if isinstance(each, types.MemberDescriptorType)]
+    return [
+        slot for cls in kind.__mro__ if cls not in _BASES or cls is defaultdict for slot in _own_slots(cls)
+    ]
+
+
+def _own_slots(kind: type) -> list[Any]:
+    return [each for each in vars(kind).values() if isinstance(each, types.MemberDescriptorType)]
 
 
 def _set_slot(slot: Any, new: Any, values: list[Any]) -> None:
