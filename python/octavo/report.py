@@ -99,10 +99,12 @@ def _float_module_rows(name: str, module: Any) -> list[Explanation]:
     """One row if the module itself holds weights, float parameters with two dimensions or more; else none."""
     from torch.nn.utils.parametrize import is_parametrized
 
-    from .nn.convert.replaceable import REASON, why_float
+    from .nn.convert.belongings import REASON, weights_of_eval
+    from .nn.convert.replaceable import why_float
 
     names = [*module._parameters, *(module.parametrizations if is_parametrized(module) else ())]
-    found = [getattr(module, each) for each in names]
+    with weights_of_eval(module):
+        found = [getattr(module, each) for each in names]
     weights = [w for w in found if w is not None and w.dim() > 1 and w.is_floating_point()]
     if not weights:
         return []

@@ -61,7 +61,8 @@ def load(
     """The model that octavo.save wrote to `directory`.
 
     model_or_factory: a model of the same architecture, float or quantized, which is changed in place; or a
-        callable that makes one. A callable's parameters take no memory: they are made on the meta device.
+        callable that makes one. A callable's parameters take no memory: they are made on the meta device, but
+        where it makes other tensors of them.
         octavo.nn's modules take the places that the file says; one that is a model itself comes back as a new
         one. Make optimizers afterwards: parameters are new objects.
     verify: compare the checksum of model.safetensors, which reads all of it. Without, only what is used is

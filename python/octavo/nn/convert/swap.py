@@ -7,20 +7,10 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from .belongings import take_over
 from .replaceable import int8_kinds
 
 Filter = Callable[[nn.Module, str], bool]
-
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-    "_is_full_backward_hook",
-)
 
 
 def check_model(model: object) -> None:
@@ -29,11 +19,10 @@ def check_model(model: object) -> None:
 
 
 def replace(model: nn.Module, new: Mapping[int, nn.Module]) -> nn.Module:
-    """Puts new[id(module)], with its hooks, in the place of each such module; returns the model."""
+    """Puts new[id(module)], with its hooks and attributes, in the place of each module; returns the model."""
     for module in model.modules():
         if id(module) in new:
-            for name in _HOOKS:  # the same dictionaries: handles to remove a hook stay valid
-                setattr(new[id(module)], name, getattr(module, name))
+            take_over(module, new[id(module)])
     model = _swap(model, new)
     leave_fused_paths(model, int8_kinds())
     return model

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -27,9 +27,12 @@ class Int8MultiheadAttention(nn.Module):
     and likewise for k_proj, v_proj and out_proj.
     """
 
-    # what torch.nn.TransformerEncoderLayer looks at before it runs its fused float kernel: not to be
+    # as torch has them for weights of their own; torch.nn.TransformerEncoderLayer runs no fused kernel then
+    _qkv_same_embed_dim = False
     in_proj_weight = None
-    in_proj_bias = None
+    bias_k = None
+    bias_v = None
+    add_zero_attn = False
     q_proj: nn.Module
     k_proj: nn.Module
     v_proj: nn.Module
@@ -104,6 +107,25 @@ class Int8MultiheadAttention(nn.Module):
             new.add_module(f"{name}_proj", _linear(w, b))
         new.out_proj = _linear(out.weight, out.bias)
         return new.train(attention.training)
+
+    @property
+    def q_proj_weight(self) -> Tensor:
+        return cast("Tensor", self.q_proj.weight)
+
+    @property
+    def k_proj_weight(self) -> Tensor:
+        return cast("Tensor", self.k_proj.weight)
+
+    @property
+    def v_proj_weight(self) -> Tensor:
+        return cast("Tensor", self.v_proj.weight)
+
+    @property
+    def in_proj_bias(self) -> Tensor | None:
+        """Those of q_proj, k_proj and v_proj, in a new tensor."""
+        biases = [layer._parameters["bias"] for layer in (self.q_proj, self.k_proj, self.v_proj)]
+        given: list[Tensor] = [bias for bias in biases if bias is not None]
+        return torch.cat(given) if given else None
 
     @property
     def bias(self) -> Tensor | None:

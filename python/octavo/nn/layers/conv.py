@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ...ops.conv import INT8_CONV2D, Window, as_window
-from ...ops.conv_weight import PackedConvWeight, pack_conv
-from ...ops.operand import ACTIVATIONS
+from ...ops.conv import INT8_CONV2D, Window, as_pair, as_window
+from ...ops.conv_weight import PackedConvWeight, pack_conv, weight_shape
+from ...ops.operand import ACTIVATIONS, check_epilogue
 from ...runtime.arrays import needs_dispatcher
 from ...torch_ops.conv import int8_conv2d_op, unpack_conv_weight_op
 from ..configs import DEFAULT, Config, check_config
@@ -31,7 +31,10 @@ class Int8Conv2d(PackedModule):
     """
 
     kernel = "int8_conv2d"
+    transposed = False
+    output_padding = (0, 0)
     _checked: tuple[Tensor, Tensor, PackedConvWeight] | None = None  # buffers after checks
+    _said: tuple[tuple[Any, ...], Window] | None = None
 
     def __init__(
         self,
@@ -58,12 +61,14 @@ class Int8Conv2d(PackedModule):
             raise ValueError(
                 f"groups: expected a divisor of {in_channels} and {out_channels} channels, got {groups}"
             )
-        kernel = (kernel_size, kernel_size) if isinstance(kernel_size, int) else tuple(kernel_size)
-        self._window = as_window(stride, padding, dilation, kernel)
+        kernel = as_pair(kernel_size, "kernel_size", 1)
+        weight_shape((out_channels, in_channels // groups, *kernel), groups)  # checks the sums
+        window = as_window(stride, padding, dilation, kernel)
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
-        self.kernel_size, self.stride, self.dilation = kernel, self._window.stride, self._window.dilation
-        self.padding = padding if isinstance(padding, str) else self._window.padding[::2]
+        self.kernel_size, self.stride, self.dilation = kernel, window.stride, window.dilation
+        self.padding = padding if isinstance(padding, str) else window.padding[::2]
         self.padding_mode, self.activation = padding_mode, activation
+        self._reversed_padding_repeated_twice = _for_pad(window)  # torch's name
         weight = torch.zeros(self._shape, dtype=torch.int8, device=device)
         self.register_buffer("_stored", pack_conv(weight, groups), persistent=False)
         scale = torch.ones(out_channels, 1, 1, 1, dtype=torch.float32, device=device)
@@ -86,10 +91,12 @@ class Int8Conv2d(PackedModule):
         if not isinstance(conv, nn.Conv2d):
             raise TypeError(f"conv: expected a torch.nn.Conv2d, got {type(conv).__name__}")
         with torch.no_grad():
+            weight = conv.weight
+            n, c, *kernel = weight.shape  # conv.out_channels may be older, where a weight was cut
             new = cls(
-                conv.in_channels,
-                conv.out_channels,
-                conv.kernel_size,  # type: ignore[arg-type]
+                c * conv.groups,
+                n,
+                kernel,  # type: ignore[arg-type]
                 conv.stride,  # type: ignore[arg-type]
                 conv.padding,  # type: ignore[arg-type]
                 conv.dilation,  # type: ignore[arg-type]
@@ -98,12 +105,29 @@ class Int8Conv2d(PackedModule):
                 conv.padding_mode,
                 activation=activation,
                 device="meta",
-                dtype=conv.weight.dtype,
+                dtype=weight.dtype,
             )
-            new._set_float(conv.weight)
+            new._set_float(weight)
+            check_epilogue(n, new.weight_scale, conv.bias, activation, "float32")
             if conv.bias is not None:
                 new.bias = nn.Parameter(conv.bias.detach().clone(), requires_grad=False)
         return new.train(conv.training)
+
+    def reset_parameters(self) -> None:
+        """As torch.nn.Conv2d does, and quantizes the weight."""
+        nn.Conv2d.reset_parameters(self)  # type: ignore[arg-type]
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        y: Tensor = nn.Conv2d._conv_forward(self, input, weight, bias)  # type: ignore[arg-type]
+        return y
+
+    @property
+    def _window(self) -> Window:
+        """What stride, padding and dilation say now: other code may set them."""
+        said = self.stride, self.padding, self.dilation, self.kernel_size
+        if self._said is None or self._said[0] != said:
+            self._said = said, as_window(*said)
+        return self._said[1]
 
     @property
     def _shape(self) -> tuple[int, int, int, int]:
@@ -118,20 +142,19 @@ class Int8Conv2d(PackedModule):
         weight: Tensor = unpack_conv_weight_op(stored, self._shape, self.groups)
         return weight
 
-    def forward(self, x: Tensor) -> Tensor:
-        traced = leaf(self, x)
+    def forward(self, input: Tensor) -> Tensor:
+        traced = leaf(self, input)
         if traced is not None:
             return traced  # type: ignore[no-any-return]
-        if isinstance(x, Tensor) and x.dim() == 3:
-            return self.forward(x.unsqueeze(0)).squeeze(0)
+        if isinstance(input, Tensor) and input.dim() == 3:
+            return self.forward(input.unsqueeze(0)).squeeze(0)
         stored, scale, bias, window = self._stored, self.weight_scale, self.bias, self._window
         if self.padding_mode != "zeros":
-            top, bottom, left, right = window.padding
-            x = functional.pad(x, (left, right, top, bottom), mode=self.padding_mode)
+            input = functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             window = Window(window.stride, (0, 0, 0, 0), window.dilation)
-        if needs_dispatcher(x, stored, bias):
+        if needs_dispatcher(input, stored, bias):
             y: Tensor = int8_conv2d_op(
-                x,
+                input,
                 stored,
                 scale,
                 bias,
@@ -140,13 +163,13 @@ class Int8Conv2d(PackedModule):
                 kernel_size=self.kernel_size,
                 activation=self.activation,
             )
-            return in_dtype_of(x, y)
+            return in_dtype_of(input, y)
         checked = self._checked
         if checked is None or checked[0] is not stored or checked[1] is not scale:
             packed = PackedConvWeight(stored, scale.reshape(-1), self._shape, self.groups)
             checked = self._checked = (stored, scale, packed)
         more = bias, *window, self.groups, self.kernel_size, self.activation
-        return in_dtype_of(x, INT8_CONV2D.run(x, checked[2], None, *more))
+        return in_dtype_of(input, INT8_CONV2D.run(input, checked[2], None, *more))
 
     def _convolution(
         self, x: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int
@@ -163,6 +186,11 @@ class Int8Conv2d(PackedModule):
         product = int8_conv2d_op if traced else INT8_CONV2D.run
         return in_dtype_of(x, product(x, *weight, bias, *window, groups, kernel_size=self.kernel_size))
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "_reversed_padding_repeated_twice" not in state:  # of octavo 0.1
+            self._reversed_padding_repeated_twice = _for_pad(self._window)
+
     def extra_repr(self) -> str:
         text = (
             f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
@@ -177,3 +205,8 @@ class Int8Conv2d(PackedModule):
                 text += f", {name}={getattr(self, name)!r}"
         text += f", bias={self.bias is not None}"
         return text if self.activation is None else f"{text}, activation={self.activation!r}"
+
+
+def _for_pad(window: Window) -> list[int]:
+    top, bottom, left, right = window.padding
+    return [left, right, top, bottom]

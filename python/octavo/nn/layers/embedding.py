@@ -28,6 +28,11 @@ class _Int8Table(PackedModule):
     dtype, `dtype`; `.to(dtype)` changes that, and nothing else.
     """
 
+    # as torch.nn.Embedding has them; they are about gradients, which int8 has not
+    max_norm = None
+    norm_type = 2.0
+    scale_grad_by_freq = False
+    sparse = False
     _product: tuple[Tensor, Tensor] | None = None  # _stored, and the same packed
 
     def __init__(
@@ -68,7 +73,19 @@ class _Int8Table(PackedModule):
             options |= {"device": "meta", "dtype": weight.dtype}
             new = cls(entries, dim, embedding.padding_idx, **options)
             new._set_float(weight)
+            for name in ("norm_type", "scale_grad_by_freq", "sparse"):
+                setattr(new, name, getattr(embedding, name))
         return new.train(embedding.training)
+
+    def reset_parameters(self) -> None:
+        """As torch.nn.Embedding does, and quantizes the table."""
+        nn.init.normal_(self.weight)
+        self._fill_padding_idx_with_zero()
+
+    def _fill_padding_idx_with_zero(self) -> None:
+        if self.padding_idx is not None:
+            with torch.no_grad():
+                self.weight[self.padding_idx] = 0
 
     @property
     def _shape(self) -> tuple[int, int]:
@@ -119,9 +136,9 @@ class Int8Embedding(_Int8Table):
             raise TypeError(f"embedding: expected a torch.nn.Embedding, got {type(embedding).__name__}")
         return cls._of(embedding, config)
 
-    def forward(self, indices: Tensor) -> Tensor:
-        traced = leaf(self, indices)
-        return self._lookup(indices) if traced is None else traced
+    def forward(self, input: Tensor) -> Tensor:
+        traced = leaf(self, input)
+        return self._lookup(input) if traced is None else traced
 
 
 class Int8EmbeddingBag(_Int8Table):
@@ -160,14 +177,14 @@ class Int8EmbeddingBag(_Int8Table):
         )
 
     def forward(
-        self, indices: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
+        self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
     ) -> Tensor:
-        traced = leaf(self, indices, offsets, per_sample_weights)
+        traced = leaf(self, input, offsets, per_sample_weights)
         if traced is not None:
             return traced  # type: ignore[no-any-return]
         weight, dtype = self._stored, self.dtype
         arguments = (
-            indices,
+            input,
             weight,
             self.weight_scale,
             offsets,
@@ -176,7 +193,7 @@ class Int8EmbeddingBag(_Int8Table):
             self.include_last_offset,
             self.padding_idx,
         )
-        if needs_dispatcher(indices, weight, offsets, per_sample_weights):
+        if needs_dispatcher(input, weight, offsets, per_sample_weights):
             y: Tensor = int8_embedding_bag_op(*arguments, out_dtype=dtype)
             return y
         return INT8_EMBEDDING_BAG.run(*arguments, dtype)  # type: ignore[no-any-return]

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ...ops.layouts import check_k
 from ...ops.linear import INT8_LINEAR
 from ...ops.linear_tiny import tiny_int8_linear
-from ...ops.operand import ACTIVATIONS, CUDA_ROW
+from ...ops.operand import ACTIVATIONS, CUDA_ROW, check_epilogue
 from ...ops.pack import PackedWeight, pack_matrix
 from ...ops.quantize import quantize
 from ...ops.weight_only import WEIGHT_ONLY_LINEAR, tiny_weight_only_linear
@@ -51,6 +52,7 @@ class PackedLinear(PackedModule):
         super().__init__(dtype)
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation: expected one of {tuple(ACTIVATIONS)}, got {activation!r}")
+        check_k(in_features, "in_features")
         self.in_features = in_features
         self.out_features = out_features
         self.activation = activation
@@ -68,13 +70,20 @@ class PackedLinear(PackedModule):
         """The int8 form of a float layer."""
         if not isinstance(linear, nn.Linear):
             raise TypeError(f"linear: expected a torch.nn.Linear, got {type(linear).__name__}")
+        weight = linear.weight
+        n, k = weight.shape  # linear.out_features may be older, where a weight was cut
         with torch.no_grad():
-            options |= {"device": "meta", "dtype": linear.weight.dtype}
-            new = cls(linear.in_features, linear.out_features, False, **options)
-            new._set_float(linear.weight)
+            options |= {"device": "meta", "dtype": weight.dtype}
+            new = cls(k, n, False, **options)
+            new._set_float(weight)
+            check_epilogue(n, new.weight_scale, linear.bias, None, "float32")
             if linear.bias is not None:
                 new.bias = nn.Parameter(linear.bias.detach().clone(), requires_grad=False)
         return new.train(linear.training)
+
+    def reset_parameters(self) -> None:
+        """As torch.nn.Linear does, and quantizes the weight."""
+        nn.Linear.reset_parameters(self)  # type: ignore[arg-type]
 
     @property
     def _shape(self) -> tuple[int, int]:
@@ -116,6 +125,7 @@ class Int8Linear(PackedLinear):
         dtype: torch.dtype | None = None,
     ) -> None:
         check_flag(symmetric, "symmetric")
+        check_k(in_features, "in_features", symmetric)
         super().__init__(in_features, out_features, bias, activation=activation, device=device, dtype=dtype)
         self.symmetric = symmetric
 
@@ -134,33 +144,33 @@ class Int8Linear(PackedLinear):
             return Int8WeightOnlyLinear.from_float(linear, config, activation=activation)
         return cls._of(linear, activation=activation, symmetric=config.symmetric)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         # the dictionaries of nn.Module, read directly: its __getattr__ costs more than a small kernel
         stored, scale, bias = (
             self._buffers["_stored"],
             self._buffers["weight_scale"],
             self._parameters["bias"],
         )
-        if needs_dispatcher(x, stored, bias):
+        if needs_dispatcher(input, stored, bias):
             y: Tensor = int8_linear_op(
-                x, stored, scale, bias, activation=self.activation, symmetric=self.symmetric
+                input, stored, scale, bias, activation=self.activation, symmetric=self.symmetric
             )
-            return in_dtype_of(x, y)
+            return in_dtype_of(input, y)
         checked = self._checked
         if checked is None or checked[0] is not stored or checked[1] is not scale:
             if on_cuda(stored):  # no PackedWeight: to check a header would wait for the device
-                y = INT8_LINEAR.run(x, stored, scale, bias, self.activation, None, self.symmetric)
-                return in_dtype_of(x, y)
+                y = INT8_LINEAR.run(input, stored, scale, bias, self.activation, None, self.symmetric)
+                return in_dtype_of(input, y)
             checked = self._check(stored, scale)
         weight, activation, symmetric = checked[2], self.activation, self.symmetric
         if backends.native:  # what run() tries first, a call earlier
-            short = tiny_int8_linear(x, weight, None, bias, activation, None, symmetric)
+            short = tiny_int8_linear(input, weight, None, bias, activation, None, symmetric)
             if short is not None:
                 return short  # type: ignore[no-any-return]
-        traced = leaf(self, x)
+        traced = leaf(self, input)
         if traced is not None:
             return traced  # type: ignore[no-any-return]
-        return in_dtype_of(x, INT8_LINEAR.run(x, weight, None, bias, activation, None, symmetric))
+        return in_dtype_of(input, INT8_LINEAR.run(input, weight, None, bias, activation, None, symmetric))
 
     def _check(self, stored: Any, scale: Any) -> tuple[Tensor, Tensor, PackedWeight]:
         self._checked = (stored, scale, PackedWeight(stored, scale))
@@ -204,7 +214,7 @@ class Int8WeightOnlyLinear(PackedLinear):
         dtype: torch.dtype | None = None,
     ) -> None:
         Int8WeightOnly(group_size)  # checks it
-        if group_size is not None and in_features % group_size:
+        if group_size is not None and (in_features % group_size or not in_features):
             raise ValueError(
                 f"group_size: expected a positive divisor of in_features ({in_features}), got {group_size}"
             )
@@ -224,24 +234,24 @@ class Int8WeightOnlyLinear(PackedLinear):
             raise TypeError(f"config: expected an octavo.Int8WeightOnly, got {config!r}")
         return cls._of(linear, group_size=config.group_size, activation=activation)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         # the dictionaries of nn.Module, read directly: its __getattr__ costs more than a small kernel
         stored, scale, bias = (
             self._buffers["_stored"],
             self._buffers["weight_scale"],
             self._parameters["bias"],
         )
-        if needs_dispatcher(x, stored, bias):
-            y: Tensor = weight_only_linear_op(x, stored, scale, bias, activation=self.activation)
-            return in_dtype_of(x, y)
+        if needs_dispatcher(input, stored, bias):
+            y: Tensor = weight_only_linear_op(input, stored, scale, bias, activation=self.activation)
+            return in_dtype_of(input, y)
         if backends.native:  # what run() tries first, a call earlier
-            short = tiny_weight_only_linear(x, stored, scale, bias, self.activation)
+            short = tiny_weight_only_linear(input, stored, scale, bias, self.activation)
             if short is not None:
                 return short  # type: ignore[no-any-return]
-        traced = leaf(self, x)
+        traced = leaf(self, input)
         if traced is not None:
             return traced  # type: ignore[no-any-return]
-        return in_dtype_of(x, WEIGHT_ONLY_LINEAR.run(x, stored, scale, bias, self.activation))
+        return in_dtype_of(input, WEIGHT_ONLY_LINEAR.run(input, stored, scale, bias, self.activation))
 
     def _linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
         weight = self._stored, self.weight_scale
