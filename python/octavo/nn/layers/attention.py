@@ -229,6 +229,8 @@ def _together(x: Tensor, layers: Sequence[nn.Module]) -> Sequence[Tensor]:
     biases = [layer.bias for layer in same]
     results: Sequence[Tensor]
     if needs_dispatcher(x, *weights, *biases):
+        if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
+            return [layer(x) for layer in layers]  # torch.func.vmap takes no operation on lists of tensors
         given = [x.new_empty(0) if bias is None else bias for bias in biases]
         results = int8_linears_op(x, weights, scales, given, [""] * len(same), symmetric=symmetric.pop())
     else:
