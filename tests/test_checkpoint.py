@@ -258,6 +258,67 @@ def test_the_parameters_of_a_factory_take_no_memory(tmp_path):
     refused(r"\['inverse'\] on the meta device", made, tmp_path)
 
 
+MAKES = {
+    "on its device": lambda w: torch.ones(8, device=w.device),
+    "of its dtype": lambda w: torch.arange(8, dtype=w.dtype, device=w.device),
+    "like it": lambda w: torch.full_like(w, 3.0),
+    "new": lambda w: w.new_zeros(8) + 1,
+    "from its values": lambda w: w.detach() * 2 + 1,  # a LayerNorm begins with ones
+    "a number of it": lambda w: torch.full((8,), w.sum().item()),
+    "in NumPy": lambda w: torch.from_numpy(w.detach().numpy() + 1),
+}
+PUTS = {
+    "buffer": lambda m, t: m.register_buffer("mask", t),
+    "buffer beside the state": lambda m, t: m.register_buffer("mask", t, persistent=False),
+    "attribute": lambda m, t: setattr(m, "mask", t),
+    "list": lambda m, t: setattr(m, "masks", [0, {"mask": t}]),
+}
+
+
+class Window(nn.Module):
+    def __init__(self, make, put):
+        super().__init__()
+        self.norm, self.proj = nn.LayerNorm(8), nn.Linear(8, 8)
+        put(self, make(self.norm.weight))
+
+    def forward(self, x):
+        mask = self.masks[1]["mask"] if hasattr(self, "masks") else self.mask
+        return self.proj(self.norm(x) * mask.to(x.device))
+
+
+@pytest.mark.parametrize("put", PUTS)
+@pytest.mark.parametrize("make", MAKES)
+def test_a_factory_may_make_tensors_where_its_parameters_are(make, put, tmp_path):
+    def factory():
+        return nn.ModuleDict({"a": nn.Sequential(Window(MAKES[make], PUTS[put]))}).eval()
+
+    model = octavo.quantize_(factory())
+    octavo.save(model, tmp_path)
+    loaded = octavo.load(factory, tmp_path)
+    same_state(model, loaded)
+    x = torch.randn(2, 8)
+    assert torch.equal(loaded["a"](x), model["a"](x))
+
+
+def test_a_factory_may_quantize_and_may_fail(tmp_path):
+    runs = []
+
+    def factory():
+        runs.append(0)
+        return octavo.quantize_(Model().eval())
+
+    model = factory()
+    octavo.save(model, tmp_path)
+    same_state(model, octavo.load(factory, tmp_path))
+    assert len(runs) == 2  # its weights took no memory
+
+    def failing():
+        raise KeyError("a name")
+
+    with pytest.raises(KeyError, match="a name"):
+        octavo.load(failing, tmp_path)
+
+
 def test_floats_are_mapped_and_training_leaves_the_file_alone(tmp_path):
     model = octavo.quantize_(Model().eval(), {nn.Linear: octavo.Int8Dynamic()})
     octavo.save(model, tmp_path)

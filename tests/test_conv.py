@@ -88,9 +88,9 @@ def test_every_isa_equals_the_reference(case):
     x, weight, scale, bias, groups, window = case
     expected = expected_of(*case)
     packed = octavo.pack_conv_weight(weight, scale, groups=groups)
-    found = packed.unpack()
-    assert_same(found[0], np.ascontiguousarray(weight))
-    assert_same(found[1], scale)
+    assert_same(packed.unpack()[1], scale)
+    for label, back in on_every_isa(lambda: packed.unpack()[0], (1, 2)):
+        assert_same(back, np.ascontiguousarray(weight), label)
     for label, y in on_every_isa(lambda: octavo.int8_conv2d(x, packed, bias, **window)):
         assert_same(y, expected, label)
         innermost = not x.flags.c_contiguous and x.transpose(0, 2, 3, 1).flags.c_contiguous
@@ -256,6 +256,17 @@ def test_packed_weights_pickle_and_refuse_what_is_damaged(groups):
         bad[-len(bad) * bundle_of(packed.shape, groups) // groups] ^= 1  # the magic number of the last matrix
         with pytest.raises(ValueError, match="buffer: expected a packed weight with magic"):
             make(bad, packed.scale, packed.shape, groups)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_weight_damaged_since_is_not_unpacked(groups):
+    weight = np.zeros((64, 64, 1, 1), np.int8)
+    part = octavo.pack_weight(weight[: 64 // groups, :, 0, 0], layout="bitmask").buffer
+    packed = octavo.PackedConvWeight(np.tile(part, groups), np.ones(64, np.float32), (64, 64, 1, 1), groups)
+    assert_same(packed.unpack()[0], weight)
+    packed.buffer[64 + 4 * 64 // groups + 8] = 200  # an offset
+    with pytest.raises(ValueError, match="buffer: expected the parts of a bitmask layout"):
+        packed.unpack()
 
 
 def test_errors():

@@ -15,6 +15,7 @@ F, nn = torch.nn.functional, torch.nn
 
 import octavo  # noqa: E402
 from octavo.nn import Int8Conv2d, Int8Embedding, Int8Linear, Int8Weight, Int8WeightOnlyLinear  # noqa: E402
+from octavo.storage.describe import describe, rebuild  # noqa: E402
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -171,16 +172,16 @@ def test_gradients_go_through_it():
 @pytest.mark.parametrize("kind", ["linear", "asymmetric", "sparse", "static", "weight only", "groups"])
 def test_products_are_those_of_the_layer(kind, dtype):
     layer = LAYERS[kind]().to(dtype)
-    x = torch.randn(2, 5, layer.in_features, dtype=dtype)
+    x = torch.randn(2, 5, layer.in_features).clamp(-3, 3).to(dtype)
     expected = layer(x)
     bias, weight = layer.bias, layer.weight
     assert torch.equal(F.linear(x, weight, bias), expected)
     assert torch.equal(F.linear(x[0], weight=weight, bias=bias), expected[0])
     product = F.linear(x, weight)
     turned = (
-        weight.T, weight.t(), weight.mT, weight.transpose(0, 1), weight.transpose(-1, -2), weight.permute(1, 0),
-        weight.swapaxes(1, 0), torch.t(weight), torch.transpose(weight, dim0=0, dim1=1), weight.data.t(),
-        weight.detach().to(dtype).T, weight.T.T.T,
+        weight.T, weight.t(), weight.mT, weight.transpose(0, 1), weight.transpose(-1, -2),
+        weight.permute(1, 0), weight.swapaxes(1, 0), torch.t(weight), torch.transpose(weight, dim0=0, dim1=1),
+        weight.data.t(), weight.detach().to(dtype).T, weight.T.T.T,
     )  # fmt: skip
     for each in turned:
         assert torch.equal(x @ each, product)
@@ -325,12 +326,12 @@ def test_changes_that_would_be_lost_are_refused(kind):
     with pytest.raises(ValueError, match="read-only"):
         weight.numpy()[:] = 0
     for want in (lambda: weight.requires_grad_(), lambda: setattr(weight, "requires_grad", True)):
-        with pytest.raises(
-            RuntimeError, match=r"requires_grad=False of an int8 weight, got True.*prepare_qat_"
-        ):
+        with pytest.raises(RuntimeError, match=r"requires_grad=False of an int8 weight.*prepare_qat_"):
             want()
-    with pytest.raises(TypeError, match="cannot be the memory of another tensor"):
-        torch.zeros(weight.shape).data = weight
+    other = torch.zeros(weight.shape)
+    with pytest.raises(RuntimeError, match="incompatible tensor type"):
+        other.data = weight  # torch asks nobody
+    assert not other.any()
     same_weight(layer, before)
 
 
@@ -345,15 +346,15 @@ def test_what_cannot_be_a_weight_is_refused(kind):
         (torch.zeros(3), ValueError, r"weight: expected shape .* got \(3,\)"),
         (torch.zeros(shape, dtype=torch.int8), TypeError, "weight: expected a float dtype, got torch.int8"),
         (None, TypeError, "weight: expected a float torch.Tensor, got NoneType"),
-        (nn.Parameter(torch.zeros(shape[::-1] + (1,))), ValueError, "weight: expected shape"),
-        (nan, ValueError, "NaN"),
+        (nn.Parameter(torch.zeros((*shape[::-1], 1))), ValueError, "weight: expected shape"),
+        (nan, ValueError, "expected finite values"),
     ):
         with pytest.raises(error, match=match):
             layer.weight = value
         same_weight(layer, before)
-    with pytest.raises(ValueError, match="NaN"):
+    with pytest.raises(ValueError, match="expected finite values"):
         layer.weight.copy_(nan)
-    with pytest.raises(ValueError, match="weight_int8: expected torch.int8"):
+    with pytest.raises(ValueError, match="weight_int8: expected"):
         layer.weight_int8 = torch.zeros(shape)
     same_weight(layer, before)
 
@@ -416,10 +417,9 @@ def test_it_follows_the_layer(kind):
 
 
 @every_layer
-def test_default_dtypes(kind):
+def test_a_rebuilt_layer_has_its_dtype(kind):
     layer = LAYERS[kind]().bfloat16()
-    settings = octavo.storage.describe.describe(layer)
-    fresh = octavo.storage.describe.rebuild(settings)
+    fresh = rebuild(describe(layer))
     fresh.load_state_dict(layer.state_dict(), assign=True)
     assert fresh.weight.dtype == torch.bfloat16
 
@@ -444,11 +444,12 @@ class Reads(nn.Module):
         super().__init__()
         self.qkv, self.out = nn.Linear(24, 48), nn.Linear(16, 24)
         self.table, self.conv = nn.Embedding(12, 24), nn.Conv2d(3, 4, 3)
+        self.register_buffer("one", torch.tensor([1]))
 
     def forward(self, x, image):
         image = F.conv2d(image.to(self.conv.weight.dtype), self.conv.weight, self.conv.bias)
         q, k, v = F.linear(x.to(self.qkv.weight.dtype), self.qkv.weight, self.qkv.bias).chunk(3, -1)
-        return self.out(q + k * v) @ self.table.weight.to(x.dtype).t(), image, self.table(torch.tensor([1]))
+        return self.out(q + k * v) @ self.table.weight.to(x.dtype).t(), image, self.table(self.one)
 
 
 def readers():
@@ -472,6 +473,7 @@ def test_models_that_read_weights():
             near(found, model(*inputs))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.jit.trace's own
 def test_models_that_read_weights_are_traced():
     _, quantized, inputs = readers()
     with torch.no_grad():
@@ -487,7 +489,7 @@ def test_models_that_read_weights_are_traced():
 
 
 def test_functional_call_puts_weights_in_place_and_takes_them_out():
-    model, quantized, inputs = readers()
+    _, quantized, inputs = readers()
     other, other_quantized, _ = readers()
     before = copy.deepcopy(quantized.state_dict())
     with torch.no_grad():

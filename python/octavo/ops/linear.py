@@ -17,7 +17,7 @@ from ..runtime.arrays import (
     needs_dispatcher,
 )
 from ..runtime.routing import Engine, float_rows
-from .layouts import MAX_K_UNSIGNED
+from .layouts import check_k
 from .linear_tiny import tiny_int8_linear, tiny_int8_linears
 from .op import Op, Plan
 from .operand import (
@@ -161,10 +161,7 @@ def _plan_linears(
     lead = tuple(x.shape[:-1])
     for operand in operands[:1]:
         check_fits(x, operand.n, operand.k)
-        if not symmetric and operand.k > MAX_K_UNSIGNED:
-            raise ValueError(
-                f"x: expected K <= {MAX_K_UNSIGNED} with zero points, for exact int32 sums, got {operand.k}"
-            )
+        check_k(operand.k, "x", symmetric)
     name = default_out_dtype(x) if out_dtype is None else as_dtype_name(out_dtype, "out_dtype", OUT)
     activations = [activation or None for activation in activations]
     for at, operand, bias, activation in zip(names, operands, biases, activations, strict=True):

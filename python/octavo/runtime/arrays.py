@@ -403,11 +403,30 @@ def needs_dispatcher(*arrays: object) -> bool:
             return True
     if not found:
         return False
-    c = (
-        torch._C
-    )  # a dispatch mode, a functorch transform and jit.trace want to see every call of their thread
+    # dispatch modes, transforms of functorch, jit.trace and forward-mode derivatives want to see every call
+    c = torch._C
     return bool(
         c._len_torch_dispatch_stack()
         or c._functorch.peek_interpreter_stack() is not None
         or c._get_tracing_state() is not None
+        or torch.autograd.forward_ad._current_level >= 0
     )
+
+
+def check_tangents(op: str, *arrays: object) -> None:
+    """NotImplementedError for a tensor with a tangent, which torch would drop and say nothing."""
+    torch = sys.modules.get("torch")
+    if torch is None or torch.autograd.forward_ad._current_level < 0:
+        return
+    for x in arrays:
+        if isinstance(x, torch.Tensor) and torch.autograd.forward_ad.unpack_dual(x).tangent is not None:
+            raise NotImplementedError(
+                f"octavo.{op}: expected tensors without a tangent, got one with: octavo has no derivatives "
+                "in forward mode (torch.func.jvp, jacfwd); reverse mode works (vjp, jacrev, backward())"
+            )
+
+
+def detached(op: str, *arrays: Array) -> list[Array]:
+    """The arrays, those of torch without their gradients."""
+    check_tangents(op, *arrays)
+    return [x.detach() if hasattr(x, "detach") else x for x in arrays]

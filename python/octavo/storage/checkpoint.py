@@ -61,7 +61,8 @@ def load(
     """The model that octavo.save wrote to `directory`.
 
     model_or_factory: a model of the same architecture, float or quantized, which is changed in place; or a
-        callable that makes one. A callable's parameters take no memory: they are made on the meta device.
+        callable that makes one. A callable's parameters take no memory: they are made on the meta device, but
+        where it makes other tensors of them.
         octavo.nn's modules take the places that the file says; one that is a model itself comes back as a new
         one. Make optimizers afterwards: parameters are new objects.
     verify: compare the checksum of model.safetensors, which reads all of it. Without, only what is used is
@@ -229,5 +230,5 @@ def _read(file: Any, name: str, stored: dict[str, Any]) -> Tensor:
     mask = unpack_mask(bits, (rows, math.prod(shape) // rows))
     if values[0].dtype != torch.int8 or values[0].shape != (int(mask.sum()),) or not values[0].all():
         raise ValueError(f"{name + _VALUES}: expected {int(mask.sum())} int8 values, none 0, got others")
-    weight = torch.zeros(mask.shape, dtype=torch.int8)
+    weight = torch.zeros(mask.shape, dtype=torch.int8, device=mask.device)
     return weight.masked_scatter_(mask, values[0]).reshape(shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,6 +14,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.utils import _pytree as pytree
 
 from ..nn.convert.belongings import take_over
 from ..nn.convert.swap import leave_fused_paths
@@ -61,7 +63,7 @@ def as_directory(directory: str | os.PathLike[str]) -> Path:
 
 
 def as_model(model_or_factory: ModelOrFactory) -> nn.Module:
-    """The model, or the one that the factory makes, its parameters on the meta device."""
+    """The model, or the one that the factory makes, its parameters on the meta device if that does."""
     if isinstance(model_or_factory, nn.Module):
         return model_or_factory
     if not callable(model_or_factory):
@@ -69,12 +71,32 @@ def as_model(model_or_factory: ModelOrFactory) -> nn.Module:
         raise TypeError(
             f"model_or_factory: expected a torch.nn.Module or a callable that makes one, got {got}"
         )
-    with _parameters_on_meta():
+    model: object = None
+    with _parameters_on_meta(), contextlib.suppress(Exception):  # of one that reads their values
+        model = model_or_factory()
+    if model is None or (isinstance(model, nn.Module) and _is_unfilled(model)):
         model = model_or_factory()
     if not isinstance(model, nn.Module):
         got = type(model).__name__
         raise TypeError(f"model_or_factory: expected a callable that makes a torch.nn.Module, got a {got}")
     return model
+
+
+def _is_unfilled(model: nn.Module) -> bool:
+    """Whether a module holds a tensor on the meta device, but for parameters, that no state dict fills: one
+    that was made where a parameter is, or from it."""
+    for module in model.modules():
+        if isinstance(module, tuple(INT8_LAYERS.values())):
+            continue  # the file's takes its place
+        own = {name: each for name, each in vars(module).items() if name not in _STATE}
+        beside = [module._buffers.get(name) for name in module._non_persistent_buffers_set]
+        for each in pytree.tree_leaves([own, beside]):
+            if isinstance(each, Tensor) and each.is_meta and not isinstance(each, nn.Parameter):
+                return True
+    return False
+
+
+_STATE = ("_parameters", "_buffers", "_modules")
 
 
 @contextmanager

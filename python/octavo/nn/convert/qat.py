@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
 
+from ...ops.conv_weight import weight_shape
+from ...ops.layouts import check_k
 from ...ops.quantize import quantize
 from ..configs import DEFAULT, Int8Dynamic
+from ..kinds import listed
 from ..layers.conv import Int8Conv2d
 from ..layers.fake_quantized import FakeQuantizedConv2d, FakeQuantizedLinear
 from ..layers.linear import Int8Linear
 from .belongings import weights_of_eval, why_clash, why_held, why_members
+from .replaceable import why_left
 from .swap import Filter, check_model, leave_fused_paths, replace
 
 
@@ -41,6 +45,7 @@ def prepare_qat_(
             continue
         try:
             with torch.no_grad(), weights_of_eval(module):
+                _check_sums(module, config)
                 quantize(module.weight.detach(), nonfinite="raise")  # as convert_qat_ will
         except (TypeError, ValueError) as error:
             raise type(error)(f"model: layer {fqn!r}: {error}") from error
@@ -48,6 +53,7 @@ def prepare_qat_(
     if not chosen:
         raise ValueError(
             "model: expected at least one torch.nn.Linear or torch.nn.Conv2d that filter_fn accepts, got none"
+            + listed(_why_unprepared(model))
         )
     for module, fake in chosen:
         _become(module, fake)
@@ -76,8 +82,25 @@ def convert_qat_(model: nn.Module) -> nn.Module:
             except (TypeError, ValueError) as error:
                 raise type(error)(f"model: layer {fqn!r}: {error}") from error
     if not new:
-        raise ValueError("model: expected at least one layer that prepare_qat_ has prepared, got none")
+        whys = {
+            fqn: why if why.startswith("int8") else "float: octavo.prepare_qat_ was not called for it"
+            for fqn, why in why_left(model).items()
+        }
+        raise ValueError(
+            f"model: expected at least one layer that prepare_qat_ has prepared, got none{listed(whys)}"
+        )
     return replace(model, new)
+
+
+def _why_unprepared(model: nn.Module) -> dict[str, str]:
+    found = why_left(model)
+    for fqn, why in found.items():
+        module = model.get_submodule(fqn)
+        if _fake_class(module) is not None:
+            found[fqn] = "float: filter_fn left it out"
+        elif not why.startswith("int8") and not isinstance(module, nn.Linear | nn.Conv2d):
+            found[fqn] = f"float: octavo trains no {type(module).__name__} for int8"
+    return found
 
 
 def _fake_class(module: nn.Module) -> type[FakeQuantizedLinear | FakeQuantizedConv2d] | None:
@@ -94,6 +117,14 @@ def _fake_class(module: nn.Module) -> type[FakeQuantizedLinear | FakeQuantizedCo
     if keeps(nn.Linear, "forward") and not isinstance(module, NonDynamicallyQuantizableLinear):
         return FakeQuantizedLinear
     return FakeQuantizedConv2d if keeps(nn.Conv2d, "forward", "_conv_forward") else None
+
+
+def _check_sums(module: nn.Module, config: Int8Dynamic) -> None:
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    if isinstance(module, nn.Conv2d):
+        weight_shape(weight.shape, module.groups)
+    else:
+        check_k(weight.shape[1], "weight", config.symmetric)
 
 
 def _become(module: nn.Module, kind: type[nn.Module]) -> None:

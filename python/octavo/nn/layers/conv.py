@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ...ops.conv import INT8_CONV2D, Window, as_window
-from ...ops.conv_weight import PackedConvWeight, pack_conv
-from ...ops.operand import ACTIVATIONS
+from ...ops.conv import INT8_CONV2D, Window, as_pair, as_window
+from ...ops.conv_weight import PackedConvWeight, pack_conv, weight_shape
+from ...ops.operand import ACTIVATIONS, check_epilogue
 from ...runtime.arrays import needs_dispatcher
 from ...torch_ops.conv import int8_conv2d_op, unpack_conv_weight_op
 from ..configs import DEFAULT, Config, check_config
@@ -61,7 +61,8 @@ class Int8Conv2d(PackedModule):
             raise ValueError(
                 f"groups: expected a divisor of {in_channels} and {out_channels} channels, got {groups}"
             )
-        kernel = (kernel_size, kernel_size) if isinstance(kernel_size, int) else tuple(kernel_size)
+        kernel = as_pair(kernel_size, "kernel_size", 1)
+        weight_shape((out_channels, in_channels // groups, *kernel), groups)  # checks the sums
         window = as_window(stride, padding, dilation, kernel)
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.kernel_size, self.stride, self.dilation = kernel, window.stride, window.dilation
@@ -91,11 +92,12 @@ class Int8Conv2d(PackedModule):
         if not isinstance(conv, nn.Conv2d):
             raise TypeError(f"conv: expected a torch.nn.Conv2d, got {type(conv).__name__}")
         with torch.no_grad():
-            n, c, *kernel_size = conv.weight.shape  # which may be another than the attributes say
+            weight = conv.weight
+            n, c, *kernel = weight.shape  # conv.out_channels may be older, where a weight was cut
             new = cls(
                 c * conv.groups,
                 n,
-                tuple(kernel_size),  # type: ignore[arg-type]
+                kernel,  # type: ignore[arg-type]
                 conv.stride,  # type: ignore[arg-type]
                 conv.padding,  # type: ignore[arg-type]
                 conv.dilation,  # type: ignore[arg-type]
@@ -104,9 +106,10 @@ class Int8Conv2d(PackedModule):
                 conv.padding_mode,
                 activation=activation,
                 device="meta",
-                dtype=conv.weight.dtype,
+                dtype=weight.dtype,
             )
-            new._set_float(conv.weight)
+            new._set_float(weight)
+            check_epilogue(n, new.weight_scale, conv.bias, activation, "float32")
             if conv.bias is not None:
                 new.bias = nn.Parameter(conv.bias.detach().clone(), requires_grad=False)
         return new.train(conv.training)

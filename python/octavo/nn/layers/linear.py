@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ...ops.layouts import check_k
 from ...ops.linear import INT8_LINEAR
 from ...ops.linear_tiny import tiny_int8_linear
-from ...ops.operand import ACTIVATIONS, CUDA_ROW
+from ...ops.operand import ACTIVATIONS, CUDA_ROW, check_epilogue
 from ...ops.pack import PackedWeight, pack_matrix
 from ...ops.quantize import quantize
 from ...ops.weight_only import WEIGHT_ONLY_LINEAR, tiny_weight_only_linear
@@ -51,6 +52,7 @@ class PackedLinear(PackedModule):
         super().__init__(dtype)
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation: expected one of {tuple(ACTIVATIONS)}, got {activation!r}")
+        check_k(in_features, "in_features")
         self.in_features = in_features
         self.out_features = out_features
         self.activation = activation
@@ -68,11 +70,13 @@ class PackedLinear(PackedModule):
         """The int8 form of a float layer."""
         if not isinstance(linear, nn.Linear):
             raise TypeError(f"linear: expected a torch.nn.Linear, got {type(linear).__name__}")
+        weight = linear.weight
+        n, k = weight.shape  # linear.out_features may be older, where a weight was cut
         with torch.no_grad():
-            options |= {"device": "meta", "dtype": linear.weight.dtype}
-            n, k = linear.weight.shape  # which may be another than in_features says
+            options |= {"device": "meta", "dtype": weight.dtype}
             new = cls(k, n, False, **options)
-            new._set_float(linear.weight)
+            new._set_float(weight)
+            check_epilogue(n, new.weight_scale, linear.bias, None, "float32")
             if linear.bias is not None:
                 new.bias = nn.Parameter(linear.bias.detach().clone(), requires_grad=False)
         return new.train(linear.training)
@@ -121,6 +125,7 @@ class Int8Linear(PackedLinear):
         dtype: torch.dtype | None = None,
     ) -> None:
         check_flag(symmetric, "symmetric")
+        check_k(in_features, "in_features", symmetric)
         super().__init__(in_features, out_features, bias, activation=activation, device=device, dtype=dtype)
         self.symmetric = symmetric
 
@@ -209,7 +214,7 @@ class Int8WeightOnlyLinear(PackedLinear):
         dtype: torch.dtype | None = None,
     ) -> None:
         Int8WeightOnly(group_size)  # checks it
-        if group_size is not None and in_features % group_size:
+        if group_size is not None and (in_features % group_size or not in_features):
             raise ValueError(
                 f"group_size: expected a positive divisor of in_features ({in_features}), got {group_size}"
             )

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ...ops.int_mm import SCALED_INT_MM
-from ...ops.layouts import MAX_K_UNSIGNED
 from ...ops.quantize import QUANTIZE, quantize
 from ...runtime.arrays import needs_dispatcher
 from ...torch_ops.linear import scaled_int_mm_op
 from ...torch_ops.quantize import quantize_op
-from ..configs import Int8Static, check_config
+from ..configs import Int8Dynamic, Int8Static, check_config
 from .base import in_dtype_of, leaf
 from .linear import Int8Linear
 
@@ -66,13 +65,8 @@ class Int8StaticLinear(Int8Linear):
         ValueError for a weight with NaN or Inf, and for more inputs than a zero point allows.
         """
         check_config(config, Int8Static)
-        new = super().from_float(linear, activation=activation)
+        new = super().from_float(linear, Int8Dynamic(config.symmetric), activation=activation)
         assert isinstance(new, Int8StaticLinear)
-        if not config.symmetric and new.in_features > MAX_K_UNSIGNED:
-            raise ValueError(
-                f"linear: expected K <= {MAX_K_UNSIGNED} with symmetric=False, got {new.in_features}"
-            )
-        new.symmetric = config.symmetric
         ends = torch.tensor(input_range, dtype=torch.float32, device=linear.weight.device)
         _, scale, zero_point = quantize(ends, granularity="tensor", symmetric=config.symmetric)
         new.input_scale, new.input_zero_point = scale, zero_point

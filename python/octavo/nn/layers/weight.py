@@ -21,6 +21,7 @@ class _Stand(Tensor):
     cannot be changed, since such a change would reach nobody."""
 
     _is_param = True  # isinstance(weight, nn.Parameter), as for a float layer
+    _device: torch.device
 
     def _values(self) -> Tensor:
         raise NotImplementedError
@@ -44,6 +45,8 @@ class _Stand(Tensor):
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        if func is torch.ops.prim.device.default:
+            return args[0]._device
         return _of_values(func, args, {} if kwargs is None else kwargs)
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
@@ -124,8 +127,13 @@ class _View(_Stand):
 
 
 def _without_memory(cls: Any, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Any:
+    # of the device meta to C++: `other.data = weight`, where Python is not asked, is refused and not a crash
     with torch.inference_mode(False):
-        return torch.Tensor._make_wrapper_subclass(cls, tuple(shape), dtype=dtype, device=device)
+        stand = torch.Tensor._make_wrapper_subclass(
+            cls, tuple(shape), dtype=dtype, device=torch.device("meta"), dispatch_device=True
+        )
+    stand._device = device
+    return stand
 
 
 def _dtype_of(stand: Tensor) -> torch.dtype:
@@ -175,12 +183,11 @@ def _memory(tensor: Tensor) -> tuple[Any, int]:
 # ---- what has an answer of its own ----
 
 _ATTRIBUTES = (
-    "_version dtype device grad grad_fn is_cpu is_cuda is_leaf is_meta is_mkldnn is_mps is_nested "
-    "is_quantized is_sparse is_sparse_csr is_xpu itemsize layout nbytes ndim output_nr requires_grad "
-    "retains_grad shape"
+    "_version dtype grad grad_fn is_leaf is_mkldnn is_nested is_quantized is_sparse is_sparse_csr itemsize "
+    "layout nbytes ndim output_nr requires_grad retains_grad shape"
 )
 _METHODS = (
-    "__hash__ __len__ dim element_size get_device is_complex is_contiguous is_floating_point is_inference "
+    "__hash__ __len__ dim element_size is_complex is_contiguous is_floating_point is_inference "
     "is_signed ndimension nelement numel size storage_offset stride"
 )
 _METADATA = {getattr(Tensor, name).__get__ for name in _ATTRIBUTES.split()}
@@ -204,8 +211,6 @@ def _itself(func: Any, weight: Any) -> Any:
 
 
 def _set(func: Any, weight: Any, value: Any) -> None:
-    if not isinstance(weight, _Stand):
-        raise TypeError("octavo: an int8 weight cannot be the memory of another tensor; assign a clone()")
     weight._changed(value)
 
 
@@ -306,6 +311,10 @@ _OWN: dict[Any, Callable[..., Any]] = {
     Tensor.__rmatmul__: _matmul_from_right,
     Tensor.T.__get__: _turn,  # type: ignore[attr-defined]
     Tensor.mT.__get__: _turn,  # type: ignore[attr-defined]
+    Tensor.device.__get__: lambda func, weight: weight._device,
+    Tensor.is_cpu.__get__: lambda func, weight: weight._device.type == "cpu",  # type: ignore[attr-defined]
+    Tensor.is_cuda.__get__: lambda func, weight: weight._device.type == "cuda",  # type: ignore[attr-defined]
+    Tensor.is_meta.__get__: lambda func, weight: weight._device.type == "meta",  # type: ignore[attr-defined]
     Tensor.data.__get__: _itself,  # type: ignore[attr-defined]
     Tensor.data.__set__: _set,  # type: ignore[attr-defined]
     Tensor.detach: _itself,
