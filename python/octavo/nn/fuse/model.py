@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from operator import getitem
 from typing import Any, NamedTuple
 
 import torch
@@ -123,12 +124,12 @@ class _Fused:
         self._states, self._written = found.states, found.written
         values = map(value_at, found.states)
         self._wanted += [int if type(each) is int else _kind_of(each) for each in values]
-        self._held = found.held()
-        held = [holder[name] for holder, name in self._held]
-        self._dtypes, self._shapes = [each.dtype for each in held], [*map(_shape_of, held)]
-        self._ids = [*map(id, held)]
-        self._run, pairs = compile_graph(found.program.graph_module)
-        self._packed: list[Any] = [(*pair, None, None, None) for pair in pairs]
+        self._run, self._packed = compile_graph(found.program.graph_module)
+        held = found.held()
+        self._held = [holder for holder, _ in held], [name for _, name in held]
+        tensors = [holder[name] for holder, name in held]
+        self._dtypes, self._shapes = [each.dtype for each in tensors], [*map(_shape_of, tensors)]
+        self._last: tuple[list[int], list[Any], list[Any]] = ([], [], [])  # ids, tensors, the graph's inputs
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         leaves = None if torch.compiler.is_compiling() else self._leaves(args, kwargs)
@@ -179,25 +180,22 @@ class _Fused:
     def _values(self) -> list[Any] | None:
         """Parameters, buffers and constants as they are now, or None where the graph is not for them."""
         try:
-            held = [holder[name] for holder, name in self._held]
+            held = [*map(getitem, *self._held)]
             if [each.dtype for each in held] != self._dtypes:
                 return None
         except (KeyError, AttributeError):  # removed, or None
             return None
         if torch.is_grad_enabled() and any(each.requires_grad for each in held):
             return None
-        ids = [*map(id, held)]
-        if ids != self._ids:
+        ids, _, inputs = self._last
+        if [*map(id, held)] != ids:
             if [*map(_shape_of, held)] != self._shapes:
                 return None
-            self._ids = ids
-        for i, (at, scale_at, stored, scale, packed) in enumerate(self._packed):
-            if held[at] is not stored or held[scale_at] is not scale:
-                stored, scale = held[at], held[scale_at]
-                packed = PackedWeight(stored, scale)
-                self._packed[i] = (at, scale_at, stored, scale, packed)
-            held[at] = packed
-        return held
+            inputs = held.copy()
+            for at, scale_at in self._packed:
+                inputs[at] = PackedWeight(held[at], held[scale_at])
+            self._last = [*map(id, held)], held, inputs
+        return inputs
 
     def __reduce__(self) -> Any:
         raise TypeError(
@@ -210,10 +208,10 @@ class _Fused:
         memo[id(self)] = new
         new.__dict__.update(self.__dict__)
         new._model = copy.deepcopy(self._model, memo)  # in memo: it is the model that is being copied
-        new._held = [(copy.deepcopy(holder, memo), name) for holder, name in self._held]
+        new._held = [copy.deepcopy(holder, memo) for holder in self._held[0]], self._held[1]
         for name in ("_guards", "_structure", "_states", "_written"):
             setattr(new, name, copy.deepcopy(getattr(self, name), memo))
-        new._packed = [(*each[:2], None, None, None) for each in self._packed]
+        new._last = [], [], []
         return new
 
 

@@ -110,7 +110,7 @@ class Structure:
                 each, list.extend, *((f"{path}[{i}]", part) for i, part in enumerate(list.__iter__(each)))
             )
         elif issubclass(base, dict | set):
-            keys = [*base.__iter__(each)]  # type: ignore[attr-defined]
+            keys = [*base.__iter__(each)]
             for key in keys:
                 if not all(map(is_constant, key if type(key) is tuple else (key,))):
                     raise _unlike(key, f"a key of {path}")
@@ -120,9 +120,9 @@ class Structure:
 
             def fill(new: Any, values: list[Any]) -> None:
                 for key, value in zip(keys, values, strict=True):
-                    base.__setitem__(new, key, value)  # type: ignore[attr-defined]
+                    base.__setitem__(new, key, value)
 
-            self._fill(each, fill, *((f"{path}[{key!r}]", base.__getitem__(each, key)) for key in keys))  # type: ignore[attr-defined]
+            self._fill(each, fill, *((f"{path}[{key!r}]", base.__getitem__(each, key)) for key in keys))
 
     def _fill_attributes(self, each: Any, path: str) -> None:
         held = getattr(each, "__dict__", {})
