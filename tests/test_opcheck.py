@@ -170,7 +170,7 @@ def unpack_weight(s: Sample) -> Call:
 
 def unpack_conv_weight(s: Sample) -> Call:
     weight, groups = s.ints(8, s.one_of(1, 3), 3, 2), s.one_of(1, 2, 8)
-    packed = octavo.pack_conv_weight(weight, torch.ones(8), groups=groups)
+    packed = octavo.pack_conv_weight(weight, torch.ones(8, dtype=torch.float32), groups=groups)
     return (packed.buffer, weight.shape, groups), {}
 
 

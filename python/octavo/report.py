@@ -99,8 +99,8 @@ def _float_module_rows(name: str, module: Any) -> list[Explanation]:
     """One row if the module itself holds weights, float parameters with two dimensions or more; else none."""
     from torch.nn.utils.parametrize import is_parametrized
 
-    from .nn.convert.belongings import REASON, weights_of_eval
-    from .nn.convert.replaceable import why_float
+    from .nn.convert.belongings import weights_of_eval
+    from .nn.convert.replaceable import why_noted
 
     names = [*module._parameters, *(module.parametrizations if is_parametrized(module) else ())]
     with weights_of_eval(module):
@@ -111,7 +111,7 @@ def _float_module_rows(name: str, module: Any) -> list[Explanation]:
     size = sum(w.numel() for w in weights)
     share = sum(density(w) * w.numel() for w in weights) / size if size else 1.0
     nbytes = sum(int(w.nbytes) for w in weights)
-    why = why_float(module) or vars(module).get(REASON, "float: octavo.quantize_ was not called")
+    why = why_noted(module)
     dtype = str(weights[0].dtype).removeprefix("torch.")
     return [Explanation(name, tuple(weights[0].shape), f"torch {dtype}", "dense", share, nbytes, why)]
 

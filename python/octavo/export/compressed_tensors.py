@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..nn.convert.replaceable import why_left
 from ..nn.convert.swap import check_model
+from ..nn.kinds import listed
 from ..nn.layers import INT8_LAYERS
 from ..nn.layers.base import PackedModule
 from ..nn.layers.embedding import Int8Embedding, Int8EmbeddingBag
@@ -110,7 +112,10 @@ def _float_linears(model: nn.Module) -> list[str]:
         elif isinstance(module, nn.Linear):
             ignore.append(fqn)
     if not found:
-        raise ValueError("model: expected at least one Int8Linear, got none; octavo.quantize_ makes them")
+        why = listed(why_left(model))
+        raise ValueError(
+            f"model: expected at least one Int8Linear, got none{why}; octavo.quantize_ makes them"
+        )
     return ignore
 
 

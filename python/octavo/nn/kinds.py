@@ -20,7 +20,7 @@ def listed(reasons: Mapping[str, str]) -> str:
     """Why nothing was found, for the end of an error: reasons by the names of layers, each reason once."""
     names: dict[str, list[str]] = {}
     for fqn, why in sorted(reasons.items(), key=lambda item: item[1]):
-        names.setdefault(why, []).append(repr(fqn))
+        names.setdefault(why, []).append(repr(fqn) if fqn else "the model")
     each = [f"{why}: {_few(found)}" for why, found in names.items()]
     return f" ({'; '.join(each)})" if each else ""
 

@@ -230,5 +230,5 @@ def _read(file: Any, name: str, stored: dict[str, Any]) -> Tensor:
     mask = unpack_mask(bits, (rows, math.prod(shape) // rows))
     if values[0].dtype != torch.int8 or values[0].shape != (int(mask.sum()),) or not values[0].all():
         raise ValueError(f"{name + _VALUES}: expected {int(mask.sum())} int8 values, none 0, got others")
-    weight = torch.zeros(mask.shape, dtype=torch.int8)
+    weight = torch.zeros(mask.shape, dtype=torch.int8, device=mask.device)
     return weight.masked_scatter_(mask, values[0]).reshape(shape)

@@ -11,10 +11,12 @@ from ...ops.conv_weight import weight_shape
 from ...ops.layouts import check_k
 from ...ops.quantize import quantize
 from ..configs import DEFAULT, Int8Dynamic
+from ..kinds import listed
 from ..layers.conv import Int8Conv2d
 from ..layers.fake_quantized import FakeQuantizedConv2d, FakeQuantizedLinear
 from ..layers.linear import Int8Linear
 from .belongings import weights_of_eval, why_clash, why_held, why_members
+from .replaceable import why_left
 from .swap import Filter, check_model, leave_fused_paths, replace
 
 
@@ -51,6 +53,7 @@ def prepare_qat_(
     if not chosen:
         raise ValueError(
             "model: expected at least one torch.nn.Linear or torch.nn.Conv2d that filter_fn accepts, got none"
+            + listed(_why_unprepared(model))
         )
     for module, fake in chosen:
         _become(module, fake)
@@ -79,8 +82,25 @@ def convert_qat_(model: nn.Module) -> nn.Module:
             except (TypeError, ValueError) as error:
                 raise type(error)(f"model: layer {fqn!r}: {error}") from error
     if not new:
-        raise ValueError("model: expected at least one layer that prepare_qat_ has prepared, got none")
+        whys = {
+            fqn: why if why.startswith("int8") else "float: octavo.prepare_qat_ was not called for it"
+            for fqn, why in why_left(model).items()
+        }
+        raise ValueError(
+            f"model: expected at least one layer that prepare_qat_ has prepared, got none{listed(whys)}"
+        )
     return replace(model, new)
+
+
+def _why_unprepared(model: nn.Module) -> dict[str, str]:
+    found = why_left(model)
+    for fqn, why in found.items():
+        module = model.get_submodule(fqn)
+        if _fake_class(module) is not None:
+            found[fqn] = "float: filter_fn left it out"
+        elif not why.startswith("int8") and not isinstance(module, nn.Linear | nn.Conv2d):
+            found[fqn] = f"float: octavo trains no {type(module).__name__} for int8"
+    return found
 
 
 def _fake_class(module: nn.Module) -> type[FakeQuantizedLinear | FakeQuantizedConv2d] | None:

@@ -12,11 +12,12 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from ..configs import DEFAULT, Config, Int8Static, check_config
+from ..kinds import listed
 from ..layers.attention import Int8MultiheadAttention
 from ..layers.static import Int8StaticLinear, Range
 from .belongings import REASON, weights_of_eval, why_clash
 from .calibrate import calibrate
-from .replaceable import as_linear, base_of, forms_of, why_float
+from .replaceable import as_linear, base_of, forms_of, why_float, why_left
 from .swap import Filter, check_model, replace, swapped
 
 Configs = Config | Mapping[str | type[nn.Module], Config | None]
@@ -45,8 +46,8 @@ def quantize_(model: nn.Module, config: Configs = DEFAULT, *, filter_fn: Filter 
     A model that is such a layer itself comes back as a new module. Hooks go on. Layers that share a weight
     share its int8 form again, if they store it alike, until it is loaded or moved to another device.
     octavo.explain says why a layer stayed float, such as one with a forward of its own.
-    ValueError if there is nothing to replace, for a name in config that fits no layer, and for a weight with
-    NaN or Inf; TypeError for another config. The model is unchanged then.
+    ValueError if there is nothing to replace, with the reasons, for a name in config that fits no layer, and
+    for a weight with NaN or Inf; TypeError for another config. The model is unchanged then.
     """
     check_model(model)
     rules = _rules(config)
@@ -54,10 +55,10 @@ def quantize_(model: nn.Module, config: Configs = DEFAULT, *, filter_fn: Filter 
     with weights_of_eval(model):
         new = _int8_layers(model, layers, reasons)
     if not new:
-        why = f" ({'; '.join(sorted({*reasons.values()}))})" if reasons else ""
+        whys = {fqn: reasons.get(id(model.get_submodule(fqn)), why) for fqn, why in why_left(model).items()}
         raise ValueError(
-            "model: expected at least one layer with an int8 form that filter_fn and config accept, "
-            f"got none{why}"
+            "model: expected at least one layer with an int8 form that filter_fn and config accept, got none"
+            + listed(whys)
         )
     for module in model.modules():
         if id(module) in reasons:

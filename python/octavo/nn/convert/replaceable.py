@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch._subclasses import FakeTensor
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import ParametrizationList
 
 from ...runtime.arrays import FLOATS
 from ..configs import Int8Dynamic, Int8Static, Int8WeightOnly
@@ -20,7 +22,7 @@ from ..layers.embedding import Int8Embedding, Int8EmbeddingBag
 from ..layers.embedding import why_float as why_float_embedding
 from ..layers.linear import Int8Linear, Int8WeightOnlyLinear
 from ..layers.static import Int8StaticLinear
-from .belongings import why_held, why_members
+from .belongings import REASON, why_held, why_members
 
 # the float layer -> the config -> the int8 layer, which has from_float(layer, config)
 FORMS: dict[type[nn.Module], dict[type, Any]] = {
@@ -65,6 +67,29 @@ def int8_kinds() -> tuple[type[nn.Module], ...]:
     return tuple(form for forms in FORMS.values() for form in forms.values())
 
 
+def why_left(model: nn.Module) -> dict[str, str]:
+    """Why layers of a model stay what they are, by name: all that could be expected to become int8."""
+    found = {}
+    for fqn, module in model.named_modules():
+        if isinstance(module, int8_kinds()):
+            found[fqn] = "int8 already"
+        elif not isinstance(module, ParametrizationList) and (base_of(module) or _has_weights(module)):
+            found[fqn] = why_noted(module)
+    return found
+
+
+def why_noted(layer: nn.Module) -> str:
+    """Why a layer that is not int8 is float."""
+    why: str = why_float(layer) or vars(layer).get(REASON, "float: octavo.quantize_ was not called")
+    return why
+
+
+def _has_weights(module: nn.Module) -> bool:
+    others = [each for name, each in module._buffers.items() if "weight" in name]  # of other quantizers
+    tensors = [each for each in (*module._parameters.values(), *others) if each is not None]
+    return any(is_lazy(each) or each.dim() > 1 for each in tensors)
+
+
 def why_float(layer: nn.Module) -> str:
     """Why quantize_ cannot replace this layer, whatever it is told; "" if it can."""
     if hasattr(layer, "qat_config"):
@@ -72,6 +97,8 @@ def why_float(layer: nn.Module) -> str:
     base = base_of(layer)
     if base is None:
         return f"float: octavo has no int8 form of {type(layer).__name__}"
+    if any(each is not None and is_lazy(each) for each in layer._parameters.values()):
+        return "float: its weight is not initialized: run the model once"
     why = why_changed(layer, base)
     if not why and base in _WHY_FLOAT:
         why = _WHY_FLOAT[base](layer)

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from ...ops.pack import PackedWeight
 from ...runtime.arrays import needs_dispatcher
-from ..convert.replaceable import int8_kinds
+from ..convert.replaceable import int8_kinds, why_left
 from ..convert.swap import check_model
+from ..kinds import listed
 from ..layers.linear import Int8Linear
 from .capture import Capture, set_at, value_at
 from .guards import check_hooks
@@ -115,7 +116,9 @@ class _Fused:
         if not self.fusions:
             kinds = {type(each).__name__ for each in model.modules() if isinstance(each, int8_kinds())}
             others = kinds and Int8Linear.__name__ not in kinds
-            got = f"only {', '.join(sorted(kinds))}, which fuse_ leaves as they are" if others else "none"
+            floats = {fqn: why for fqn, why in why_left(model).items() if why.startswith("float")}
+            none = "none" + listed(floats)
+            got = f"only {', '.join(sorted(kinds))}, which fuse_ leaves as they are" if others else none
             raise ValueError(f"model: expected layers of octavo.Int8Dynamic that can be fused, got {got}")
         if found.is_static:
             self.fusions.append(Fusion("sizes", (), "for inputs of the example's sizes alone"))

@@ -69,6 +69,7 @@ class Int8Conv2d(PackedModule):
         self.padding = padding if isinstance(padding, str) else window.padding[::2]
         self.padding_mode, self.activation = padding_mode, activation
         self._reversed_padding_repeated_twice = _for_pad(window)  # torch's name
+        self._said = (self.stride, self.padding, self.dilation, kernel), window
         weight = torch.zeros(self._shape, dtype=torch.int8, device=device)
         self.register_buffer("_stored", pack_conv(weight, groups), persistent=False)
         scale = torch.ones(out_channels, 1, 1, 1, dtype=torch.float32, device=device)
