@@ -34,8 +34,8 @@ def is_object(value: object) -> bool:
 
 
 def check_hooks(model: nn.Module) -> None:
-    """ValueError for hooks of submodules, which a graph would not call. Those of torch.nn.utils compute weights,
-    and transformers' only collect what a call asks for: they are a part of the graph."""
+    """ValueError for hooks of submodules, which a graph would not call. Those of torch.nn.utils compute
+    weights, and transformers' only collect what a call asks for: they are a part of the graph."""
     hooks = [("every module", each) for hooks in _GLOBAL_HOOKS for each in hooks.values()]
     for name, module in model.named_modules():
         if module is not model:
@@ -131,8 +131,8 @@ class Snapshot:
 class Guards:
     """Whether Python would go through a forward as it went when its reads were recorded.
 
-    A value of a module's attribute is compared, for lists, tuples, dictionaries and sets with a copy; an object
-    has to be the same one, with equal attributes, if it has any; functions, tensors and the like the same.
+    A value of a module's attribute is compared, for lists, tuples, dictionaries and sets with a copy; an
+    object has to be the same one, with equal attributes if it has any; functions, tensors and the like too.
     """
 
     def __init__(self, model: nn.Module, reads: Mapping[int, set[str]]) -> None:

@@ -40,17 +40,19 @@ def fuse_(model: nn.Module, example: Any) -> nn.Module:
     Calls like the example (the same arguments by position and by name, the same structure, ranks, dtypes,
     device and constants, and sizes for which the model takes the same way through its code) run the graph.
     Every other call, training mode, and calls that want gradients (so use torch.inference_mode) run the model
-    as it was; so does torch.compile. Parameters and buffers stay the model's own: state dicts, loading and
-    `.to()` work as before. A change of layers after fuse_ needs another fuse_, and in the graph no hooks of
-    submodules run.
+    as it was; so does torch.compile. So do calls after a change of what the captured code has read: attributes
+    of modules (also of their configurations), `training` of submodules, children, hooks; global variables are
+    not watched. Parameters and buffers stay the model's own: state dicts, loading and `.to()` work as before.
+    Results, such as transformers' outputs with caches, are new objects in every call.
 
     Equal bits to the unfused octavo operations called one by one, and for relu and a shared input to the
     layers themselves. gelu and silu are computed in float32, before the product is rounded; norms are
     octavo's own (docs/numerics.md), and give int8 without rounding to the model's dtype first: they differ
     from torch's by last places.
 
-    Raises ValueError where the model cannot be captured or nothing can be fused: it says why, and the model
-    is unchanged. Fusing submodules, for instance each layer of a decoder, may work then.
+    Raises ValueError where the model cannot be captured (also for hooks of submodules, and results that hold
+    more than attributes and items, such as a file) or nothing can be fused: it says why, and the model is
+    unchanged. Fusing submodules, for instance each layer of a decoder, may work then.
     """
     check_model(model)
     if model.training:
@@ -231,7 +233,8 @@ def _kind_of(leaf: Any) -> Any:
         return _Kind(leaf.dtype, leaf.device, leaf.dim())
     if not is_constant(leaf):
         raise ValueError(
-            f"example: expected tensors, numbers, strings and None, in lists, tuples and dicts, got {type(leaf).__name__}"
+            "example: expected tensors, numbers, strings and None, in lists, tuples and dicts, "
+            f"got {type(leaf).__name__}"
         )
     return leaf
 

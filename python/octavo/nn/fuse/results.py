@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 _CONSTANTS = frozenset({
-    type(None), bool, int, float, complex, str, bytes, range, type(...), torch.dtype, torch.device, torch.layout,
-    torch.memory_format,
+    type(None), bool, int, float, complex, str, bytes, range, type(...), torch.dtype, torch.device,
+    torch.layout, torch.memory_format,
 })  # fmt: skip
 # What a class may be built on for its objects to be their attributes and items, and nothing else.
 _BASES = (object, list, set, dict, OrderedDict, defaultdict, types.SimpleNamespace)
@@ -143,8 +143,8 @@ class Structure:
 def _unlike(each: object, path: str) -> ValueError:
     kind = type(each)
     return ValueError(
-        "model: expected a result of tensors, and of objects that are no more than their attributes and items, "
-        f"which every call makes anew; got a {kind.__module__}.{kind.__qualname__} as {path}"
+        "model: expected a result of tensors, and of objects that are no more than their attributes and "
+        f"items, which every call makes anew; got a {kind.__module__}.{kind.__qualname__} as {path}"
     )
 
 
