@@ -25,33 +25,24 @@ Place = tuple[nn.Module, str, str]
 
 
 class Capture:
-    """The graph of model.forward for inputs like `given`: positional ones and a dictionary, flat as pytree has
-    them. ValueError where there is none; the model is as it was.
+    """The graph of model.forward for inputs like `given`: positional ones and a dictionary, flat as pytree
+    has them. ValueError where there is none; the model is as it was.
 
     The graph's inputs are held(), the tensors of the call, and the values of `states`, attributes which the
-    forward reads and sets, such as a count of calls; it returns what `structure` makes (the result, the values
-    of `written`) of. It is for calls for which the `guards` hold and `sizes_fit`.
+    forward reads and sets, such as a count of calls; of what it returns `structure` makes the result, and the
+    values of `written`, attributes which the forward sets. It is for calls for which the `guards` hold and
+    `sizes_fit`.
     """
 
     def __init__(self, model: nn.Module, given: Sequence[Any], spec: Any) -> None:
         self.model, self.given, self.spec = model, given, spec
         self.states: list[Place] = []
-        program, before = self._export(), None
-        if self.unsettled:
-            before = Snapshot(model)
-            self.states = self._numbers()
-            self._run_once()  # what only a first call finds empty, such as a cache of its own, is filled
-            program = self._export()
-        if self._numbers():
-            self.states += self._numbers()
-            program = self._export()
-        if self.unsettled:
-            if before is not None:
-                before.restore()
-            raise ValueError(
-                "model: expected a forward that leaves alone what it reads of its modules, or sets numbers and "
-                f"tensors, got one that changes {', '.join(self.unsettled)}"
-            )
+        before = Snapshot(model)
+        try:
+            program = self._settled()
+        except Exception:
+            before.restore()
+            raise
         changed = [
             str(spec.target)
             for spec in program.graph_signature.output_specs
@@ -67,6 +58,22 @@ class Capture:
         self.guards = Guards(model, self.reads)
         self.sizes_fit = _size_check(program)
 
+    def _settled(self) -> ExportedProgram:
+        program = self._export()
+        if self.unsettled:
+            self.states = self._numbers()
+            self._run_once()  # what only a first call finds empty, such as a cache of its own, is filled
+            program = self._export()
+        if self._numbers():
+            self.states += self._numbers()
+            program = self._export()
+        if self.unsettled:
+            raise ValueError(
+                "model: expected a forward that leaves alone what it reads of its modules, or sets numbers "
+                f"and tensors, got one that changes {', '.join(self.unsettled)}"
+            )
+        return program
+
     def _export(self) -> ExportedProgram:
         inputs = [each for each in self.given if isinstance(each, Tensor)] + [*map(value_at, self.states)]
         every = [
@@ -78,8 +85,8 @@ class Capture:
         for shapes in (tuple(every), (None,) * len(inputs)):
             self.is_static = first is not None
             try:
-                # oblivious: what the code asks of a size of 1 becomes a condition; it is not taken to be another;
-                # nor are sizes that are equal in the example taken to be always equal, without duck shapes
+                # oblivious: what the code asks of a size of 1 becomes a condition; it is not taken to be
+                # another. Without duck shapes sizes that are equal in the example need not be.
                 with (
                     torch.inference_mode(False),
                     torch.no_grad(),
@@ -91,7 +98,8 @@ class Capture:
                     raise self.error from None
                 first = first or error
         raise ValueError(
-            f"model: expected one that torch.export can capture; for {type(self.model).__name__} it says: {first}"
+            "model: expected one that torch.export can capture; for "
+            f"{type(self.model).__name__} it says: {first}"
         ) from first
 
     def trace(self, inputs: Sequence[Any]) -> tuple[Any, ...]:
@@ -109,8 +117,9 @@ class Capture:
             try:
                 after, spec = pytree.tree_flatten((args, kwargs))
                 if spec != self.spec or [*map(id, after)] != [*map(id, given)]:
-                    raise ValueError("model: expected a forward that leaves its arguments as they are, got one "
-                                     "that changes what they hold")  # fmt: skip
+                    raise ValueError(
+                        "model: expected a forward that leaves its arguments alone, got one that changes them"
+                    )
                 self.structure = Structure([result, self._changes(before)], before.known())
             except ValueError as error:
                 self.error = error
@@ -152,13 +161,15 @@ class Capture:
         given = [each.clone() if isinstance(each, Tensor) else each for each in self.given]
         args, kwargs = pytree.tree_unflatten(given, self.spec)
         with torch.no_grad():
-            type(self.model).forward(self.model, *args, **kwargs)
-            for place, value in places:
-                set_at(place, value)
-                if value is MISSING:
-                    del holder_of(place)[place[2]]
-            for buffer, value in buffers:
-                buffer.copy_(value)
+            try:
+                type(self.model).forward(self.model, *args, **kwargs)
+            finally:
+                for place, value in places:
+                    set_at(place, value)
+                    if value is MISSING:
+                        del holder_of(place)[place[2]]
+                for buffer, value in buffers:
+                    buffer.copy_(value)
 
     def _numbers(self) -> list[Place]:
         """What is unsettled, but may be an input."""

@@ -7,7 +7,7 @@ import threading
 import types
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from operator import contains, getitem
+from operator import getitem
 from typing import Any
 
 import torch
@@ -34,8 +34,8 @@ def is_object(value: object) -> bool:
 
 
 def check_hooks(model: nn.Module) -> None:
-    """ValueError for hooks of submodules, which a graph would not call. Those of torch.nn.utils compute weights,
-    and transformers' only collect what a call asks for: they are a part of the graph."""
+    """ValueError for hooks of submodules, which a graph would not call. Those of torch.nn.utils compute
+    weights, and transformers' only collect what a call asks for: they are a part of the graph."""
     hooks = [("every module", each) for hooks in _GLOBAL_HOOKS for each in hooks.values()]
     for name, module in model.named_modules():
         if module is not model:
@@ -93,7 +93,7 @@ class Snapshot:
             for key, each in value.items():
                 self._take(each, f"{name}.{key}" if name else str(key))
         elif isinstance(value, list | set):
-            self._held[id(value)] = (value, type(value).copy(value), name)
+            self._held[id(value)] = (value, [*value] if isinstance(value, list) else {*value}, name)
         elif is_object(value):
             self._take(vars(value), name)
         if isinstance(value, list | tuple):
@@ -129,9 +129,15 @@ class Snapshot:
 
 
 class Guards:
-    """Whether Python would go through a forward as it went when its reads were recorded."""
+    """Whether Python would go through a forward as it went when its reads were recorded.
+
+    A value of a module's attribute is compared, for lists, tuples, dictionaries and sets with a copy; an
+    object has to be the same one, with equal attributes if it has any; functions, tensors and the like too.
+    """
 
     def __init__(self, model: nn.Module, reads: Mapping[int, set[str]]) -> None:
+        self._modules = [module for module in model.modules() if reads.get(id(module))]
+        self._default_dtype = torch.get_default_dtype()
         # (what has the attribute, the dictionary among its own or "" for itself, name, value)
         self._equal: list[tuple[Any, str, str, Any]] = []
         self._same: list[tuple[Any, str, str, Any]] = []
@@ -139,17 +145,19 @@ class Guards:
         self._whole: list[tuple[Any, str, Any]] = []
         self._empty: list[tuple[Any, str]] = []
         self._classes: dict[tuple[type, str], Any] = {}
-        self._modules = [module for module in model.modules() if reads.get(id(module))]
         self._objects: dict[int, Any] = {}
         self._lists: Any = None
         for module in self._modules:
             for name in sorted(reads[id(module)] - INNER):
                 self._watch(module, name)
-            for part in ("_modules", *(_HOOKS if module is not model else ())):
+            if module._modules:
+                self._whole.append((module, "_modules", dict(module._modules)))
+            for part in _HOOKS if module is not model else ():
                 if vars(module)[part]:
                     self._whole.append((module, part, dict(vars(module)[part])))
                 else:
                     self._empty.append((module, part))
+        self._lists = self._listed()
 
     def _watch(self, module: nn.Module, name: str) -> None:
         own = vars(module)
@@ -188,42 +196,52 @@ class Guards:
         try:
             if self._lists is None:
                 self._lists = self._listed()
-            equal, same, absent, whole, empty, classes = self._lists
+            equal, same, whole, empty, classes, types, sizes = self._lists
             return (
                 [*map(getitem, *equal[:2])] == equal[2]
                 and [*map(id, map(getitem, *same[:2]))] == same[2]
                 and whole[0] == whole[1]
                 and not any(empty)
-                and not any(map(contains, *absent))
                 and [*map(getattr, *classes[:2])] == classes[2]
-                and [*map(type, self._modules)] == classes[3]
+                and [*map(type, types[0])] == types[1]
+                and ([*map(len, sizes[0])] == sizes[1] or self._still_absent(sizes))
+                and torch.get_default_dtype() is self._default_dtype
             )
         except Exception:  # an attribute is gone, or cannot be compared with what was there
             return False
 
+    def _still_absent(self, sizes: tuple[list[Any], list[int]]) -> bool:
+        """For dictionaries that have grown or shrunk: names in them that were not there would be read now."""
+        if any(name in _part(owner, part) for owner, part, name in self._absent):
+            return False
+        sizes[1][:] = map(len, sizes[0])
+        return True
+
     def _listed(self) -> tuple[Any, ...]:
         """What is compared in every call, as lists that C code runs through."""
 
-        def three(entries: list[tuple[Any, str, str, Any]]) -> tuple[list[Any], list[str], list[Any]]:
+        def columns(entries: list[tuple[Any, str, str, Any]]) -> tuple[list[Any], list[str], list[Any]]:
             return [_part(*e[:2]) for e in entries], [e[2] for e in entries], [e[3] for e in entries]
 
-        holders, names, values = three(self._same)
+        holders, names, values = columns(self._same)
+        kinds = [kind for kind, _ in self._classes], [name for _, name in self._classes]
+        absent = [*{id(d): d for d in (_part(*each[:2]) for each in self._absent)}.values()]
         return (
-            three(self._equal),
+            columns(self._equal),
             (holders, names, [*map(id, values)]),
-            ([_part(*e[:2]) for e in self._absent], [e[2] for e in self._absent]),
-            ([_part(*e[:2]) for e in self._whole], [e[2] for e in self._whole]),
-            [*(_part(*e) for e in self._empty), *_GLOBAL_HOOKS],
-            ([c for c, _ in self._classes], [n for _, n in self._classes], [*self._classes.values()],
-             [*map(type, self._modules)]),
-        )  # fmt: skip
+            ([_part(*each[:2]) for each in self._whole], [each[2] for each in self._whole]),
+            [*(_part(*each) for each in self._empty), *_GLOBAL_HOOKS],
+            (*kinds, [*self._classes.values()]),
+            (self._modules, [*map(type, self._modules)]),
+            (absent, [*map(len, absent)]),
+        )
 
     def __getstate__(self) -> dict[str, Any]:  # for copy.deepcopy
         return {**vars(self), "_lists": None, "_objects": {}}
 
 
 def _part(owner: Any, part: str) -> dict[str, Any]:
-    own = vars(owner)
+    own: dict[str, Any] = vars(owner)
     return own[part] if part else own
 
 

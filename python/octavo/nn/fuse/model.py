@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from operator import getitem
 from typing import Any, NamedTuple
 
 import torch
@@ -39,17 +40,19 @@ def fuse_(model: nn.Module, example: Any) -> nn.Module:
     Calls like the example (the same arguments by position and by name, the same structure, ranks, dtypes,
     device and constants, and sizes for which the model takes the same way through its code) run the graph.
     Every other call, training mode, and calls that want gradients (so use torch.inference_mode) run the model
-    as it was; so does torch.compile. Parameters and buffers stay the model's own: state dicts, loading and
-    `.to()` work as before. A change of layers after fuse_ needs another fuse_, and in the graph no hooks of
-    submodules run.
+    as it was; so does torch.compile. So do calls after a change of what the captured code has read: attributes
+    of modules (also of their configurations), `training` of submodules, children, hooks; global variables are
+    not watched. Parameters and buffers stay the model's own: state dicts, loading and `.to()` work as before.
+    Results, such as transformers' outputs with caches, are new objects in every call.
 
     Equal bits to the unfused octavo operations called one by one, and for relu and a shared input to the
     layers themselves. gelu and silu are computed in float32, before the product is rounded; norms are
     octavo's own (docs/numerics.md), and give int8 without rounding to the model's dtype first: they differ
     from torch's by last places.
 
-    Raises ValueError where the model cannot be captured or nothing can be fused: it says why, and the model
-    is unchanged. Fusing submodules, for instance each layer of a decoder, may work then.
+    Raises ValueError where the model cannot be captured (also for hooks of submodules, and results that hold
+    more than attributes and items, such as a file) or nothing can be fused: it says why, and the model is
+    unchanged. Fusing submodules, for instance each layer of a decoder, may work then.
     """
     check_model(model)
     if model.training:
@@ -126,12 +129,12 @@ class _Fused:
         self._states, self._written = found.states, found.written
         values = map(value_at, found.states)
         self._wanted += [int if type(each) is int else _kind_of(each) for each in values]
-        self._held = found.held()
-        held = [holder[name] for holder, name in self._held]
-        self._dtypes, self._shapes = [each.dtype for each in held], [*map(_shape_of, held)]
-        self._ids = [*map(id, held)]
-        self._run, pairs = compile_graph(found.program.graph_module)
-        self._packed: list[Any] = [(*pair, None, None, None) for pair in pairs]
+        self._run, self._packed = compile_graph(found.program.graph_module)
+        held = found.held()
+        self._held = [holder for holder, _ in held], [name for _, name in held]
+        tensors = [holder[name] for holder, name in held]
+        self._dtypes, self._shapes = [each.dtype for each in tensors], [*map(_shape_of, tensors)]
+        self._last: tuple[list[int], list[Any], list[Any]] = ([], [], [])  # ids, tensors, the graph's inputs
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         leaves = None if torch.compiler.is_compiling() else self._leaves(args, kwargs)
@@ -182,25 +185,22 @@ class _Fused:
     def _values(self) -> list[Any] | None:
         """Parameters, buffers and constants as they are now, or None where the graph is not for them."""
         try:
-            held = [holder[name] for holder, name in self._held]
+            held = [*map(getitem, *self._held)]
             if [each.dtype for each in held] != self._dtypes:
                 return None
         except (KeyError, AttributeError):  # removed, or None
             return None
         if torch.is_grad_enabled() and any(each.requires_grad for each in held):
             return None
-        ids = [*map(id, held)]
-        if ids != self._ids:
+        ids, _, inputs = self._last
+        if [*map(id, held)] != ids:
             if [*map(_shape_of, held)] != self._shapes:
                 return None
-            self._ids = ids
-        for i, (at, scale_at, stored, scale, packed) in enumerate(self._packed):
-            if held[at] is not stored or held[scale_at] is not scale:
-                stored, scale = held[at], held[scale_at]
-                packed = PackedWeight(stored, scale)
-                self._packed[i] = (at, scale_at, stored, scale, packed)
-            held[at] = packed
-        return held
+            inputs = held.copy()
+            for at, scale_at in self._packed:
+                inputs[at] = PackedWeight(held[at], held[scale_at])
+            self._last = [*map(id, held)], held, inputs
+        return inputs
 
     def __reduce__(self) -> Any:
         raise TypeError(
@@ -213,10 +213,10 @@ class _Fused:
         memo[id(self)] = new
         new.__dict__.update(self.__dict__)
         new._model = copy.deepcopy(self._model, memo)  # in memo: it is the model that is being copied
-        new._held = [(copy.deepcopy(holder, memo), name) for holder, name in self._held]
+        new._held = [copy.deepcopy(holder, memo) for holder in self._held[0]], self._held[1]
         for name in ("_guards", "_structure", "_states", "_written"):
             setattr(new, name, copy.deepcopy(getattr(self, name), memo))
-        new._packed = [(*each[:2], None, None, None) for each in self._packed]
+        new._last = [], [], []
         return new
 
 
@@ -233,7 +233,8 @@ def _kind_of(leaf: Any) -> Any:
         return _Kind(leaf.dtype, leaf.device, leaf.dim())
     if not is_constant(leaf):
         raise ValueError(
-            f"example: expected tensors, numbers, strings and None, in lists, tuples and dicts, got {type(leaf).__name__}"
+            "example: expected tensors, numbers, strings and None, in lists, tuples and dicts, "
+            f"got {type(leaf).__name__}"
         )
     return leaf
 

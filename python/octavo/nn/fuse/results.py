@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 _CONSTANTS = frozenset({
-    type(None), bool, int, float, complex, str, bytes, range, type(...), torch.dtype, torch.device, torch.layout,
-    torch.memory_format,
+    type(None), bool, int, float, complex, str, bytes, range, type(...), torch.dtype, torch.device,
+    torch.layout, torch.memory_format,
 })  # fmt: skip
 # What a class may be built on for its objects to be their attributes and items, and nothing else.
 _BASES = (object, list, set, dict, OrderedDict, defaultdict, types.SimpleNamespace)
@@ -110,7 +110,7 @@ class Structure:
                 each, list.extend, *((f"{path}[{i}]", part) for i, part in enumerate(list.__iter__(each)))
             )
         elif issubclass(base, dict | set):
-            keys = [*base.__iter__(each)]  # type: ignore[attr-defined]
+            keys = [*base.__iter__(each)]
             for key in keys:
                 if not all(map(is_constant, key if type(key) is tuple else (key,))):
                     raise _unlike(key, f"a key of {path}")
@@ -120,9 +120,9 @@ class Structure:
 
             def fill(new: Any, values: list[Any]) -> None:
                 for key, value in zip(keys, values, strict=True):
-                    base.__setitem__(new, key, value)  # type: ignore[attr-defined]
+                    base.__setitem__(new, key, value)
 
-            self._fill(each, fill, *((f"{path}[{key!r}]", base.__getitem__(each, key)) for key in keys))  # type: ignore[attr-defined]
+            self._fill(each, fill, *((f"{path}[{key!r}]", base.__getitem__(each, key)) for key in keys))
 
     def _fill_attributes(self, each: Any, path: str) -> None:
         held = getattr(each, "__dict__", {})
@@ -143,8 +143,8 @@ class Structure:
 def _unlike(each: object, path: str) -> ValueError:
     kind = type(each)
     return ValueError(
-        "model: expected a result of tensors, and of objects that are no more than their attributes and items, "
-        f"which every call makes anew; got a {kind.__module__}.{kind.__qualname__} as {path}"
+        "model: expected a result of tensors, and of objects that are no more than their attributes and "
+        f"items, which every call makes anew; got a {kind.__module__}.{kind.__qualname__} as {path}"
     )
 
 

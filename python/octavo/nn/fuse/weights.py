@@ -1,4 +1,4 @@
-"""Products that a model makes with the weight of an int8 layer, which it reads: they become the layer's own."""
+"""Products of a model with the weight of an int8 layer, which it reads: they become the layer's own."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from .graph import ROOT, argument_of, operation_of, value_of
 def use_int8_weights(graph: Graph, layers: Mapping[Node, tuple[str, Int8Linear]]) -> None:
     """F.linear(x, layer.weight, bias) and x @ layer.weight.T become int8_linear on what the layer stores.
 
-    layers: by the graph's input that a layer stores its weight in, its name and itself. While a graph is made,
-    `weight` is the dequantized tensor; what else reads it keeps that, and what reads its dtype nothing.
+    layers: by the graph's input that a layer stores its weight in, its name and itself. In a capture
+    `weight` is the dequantized tensor: what else reads it keeps that, and what reads its dtype nothing.
     """
     for node in list(graph.nodes):
         name = operation_of(node)
