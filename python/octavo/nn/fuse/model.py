@@ -40,10 +40,10 @@ def fuse_(model: nn.Module, example: Any) -> nn.Module:
     Calls like the example (the same arguments by position and by name, the same structure, ranks, dtypes,
     device and constants, and sizes for which the model takes the same way through its code) run the graph.
     Every other call, training mode, and calls that want gradients (so use torch.inference_mode) run the model
-    as it was; so does torch.compile. So do calls after a change of what the captured code has read: attributes
-    of modules (also of their configurations), `training` of submodules, children, hooks; global variables are
-    not watched. Parameters and buffers stay the model's own: state dicts, loading and `.to()` work as before.
-    Results, such as transformers' outputs with caches, are new objects in every call.
+    as it was; so does torch.compile. So do calls after a change of what the captured code has read:
+    attributes of modules (also of their configurations), `training` of submodules, children, hooks; global
+    variables are not watched. Parameters and buffers stay the model's own: state dicts, loading and `.to()`
+    work as before. Results, such as transformers' outputs with caches, are new objects in every call.
 
     Equal bits to the unfused octavo operations called one by one, and for relu and a shared input to the
     layers themselves. gelu and silu are computed in float32, before the product is rounded; norms are
