@@ -154,8 +154,21 @@ def test_copies_are_plain_tensors():
     file = io.BytesIO()
     torch.save(weight, file)
     file.seek(0)
-    for copied in (weight.clone(), copy.deepcopy(weight), weight.half(), torch.load(file), weight + 0):
+    for copied in (weight.clone(), weight.half(), weight + 0):
         assert type(copied) is torch.Tensor
+    for copied in (copy.deepcopy(weight), torch.load(file), pickle.loads(pickle.dumps(weight))):
+        assert type(copied) is nn.Parameter
+        assert torch.equal(copied, weight)
+    holder = nn.Linear(24, 12)
+    holder.weight = weight
+    assert type(copy.deepcopy(holder).weight) is nn.Parameter
+
+
+def test_it_has_no_memory_to_point_at():
+    weight = LAYERS["linear"]().weight
+    for ask in (weight.data_ptr, weight.untyped_storage, weight[0].data_ptr):
+        with pytest.raises(RuntimeError, match="expected a tensor with memory of its own"):
+            ask()
 
 
 def test_gradients_go_through_it():

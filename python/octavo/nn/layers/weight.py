@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Int8Weight(_Stand):
       requires_grad: int8 has no gradient; octavo.prepare_qat_ makes layers that train.
 
     Made by layers only; `layer.weight = tensor` quantizes the tensor for the layer. Copies (clone, to another
-    dtype or device, pickle) are plain float tensors.
+    dtype or device, deepcopy, pickle) are plain float tensors and parameters.
     """
 
     _layer: Any
@@ -214,6 +214,24 @@ def _set(func: Any, weight: Any, value: Any) -> None:
     weight._changed(value)
 
 
+def _deepcopy(func: Any, weight: Any, memo: dict[int, Any]) -> Any:
+    if type(weight) is not Int8Weight:
+        return NotImplemented
+    return memo.setdefault(id(weight), nn.Parameter(weight._values(), requires_grad=False))
+
+
+def _reduce(func: Any, weight: Any, protocol: int) -> Any:
+    if type(weight) is not Int8Weight:
+        return NotImplemented
+    return nn.Parameter(weight._values(), requires_grad=False).__reduce_ex__(protocol)
+
+
+def _no_memory(func: Any, *args: Any) -> Any:
+    raise RuntimeError(
+        "octavo: expected a tensor with memory of its own, got an int8 weight; clone() has some"
+    )
+
+
 def _wants_gradient(func: Any, weight: Any, requires_grad: bool = True) -> Any:
     if requires_grad and isinstance(weight, _Stand):
         raise RuntimeError(
@@ -319,6 +337,10 @@ _OWN: dict[Any, Callable[..., Any]] = {
     Tensor.data.__set__: _set,  # type: ignore[attr-defined]
     Tensor.detach: _itself,
     torch.detach: _itself,
+    Tensor.__deepcopy__: _deepcopy,
+    Tensor.__reduce_ex__: _reduce,
+    Tensor.data_ptr: _no_memory,
+    Tensor.untyped_storage: _no_memory,
     Tensor.requires_grad_: _wants_gradient,
     Tensor.requires_grad.__set__: _wants_gradient,  # type: ignore[attr-defined]
 }
