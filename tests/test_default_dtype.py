@@ -165,6 +165,7 @@ def trip(name, directory):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_models_go_their_way_the_same(name, tmp_path):
+    pytest.importorskip("safetensors")
     expected = trip(name, tmp_path)
     for dtype in DTYPES:
         with default(dtype):
@@ -232,6 +233,7 @@ def test_constructors_take_the_default_device(kind):
 
 
 def test_loading_and_quantizing_leave_the_default_device_alone(tmp_path):
+    pytest.importorskip("safetensors")
     model = nn.Sequential(nn.Linear(64, 48), nn.Embedding(9, 12))
     with torch.no_grad():
         model[0].weight[torch.rand(48, 64) < 0.9] = 0  # stored sparse

@@ -32,6 +32,7 @@ _numpy_dtypes: dict[str, Any] = {n: np.dtype(n) for n in (*FLOATS, *_OTHERS) if 
 _names: dict[Any, str] = {dtype: name for name, dtype in _numpy_dtypes.items()}
 _torch_names: dict[str, Any] = {}  # the objects of torch by name: dtypes, and the layout "strided"
 _torch_dtypes: dict[Any, str] = {}
+_forward_ad: Any = None  # the module that knows whether a level of forward mode is active
 FLOAT_CODES: dict[Any, int] = {}
 # torch.Tensor and Parameter; not their subclasses, which may want to see the calls that they are in
 _plain_tensors: set[type] = set()
@@ -102,6 +103,8 @@ def on_cuda(x: Array) -> bool:
 
 
 def _learn_torch(torch: Any) -> None:
+    global _forward_ad
+    _forward_ad = torch.autograd.forward_ad
     _torch_names.update({n: getattr(torch, n) for n in (*FLOATS, *_OTHERS, "strided")})
     _torch_dtypes.update({dtype: n for n, dtype in _torch_names.items()})
     _plain_tensors.update((torch.Tensor, torch.nn.Parameter))
@@ -409,7 +412,7 @@ def needs_dispatcher(*arrays: object) -> bool:
         c._len_torch_dispatch_stack()
         or c._functorch.peek_interpreter_stack() is not None
         or c._get_tracing_state() is not None
-        or torch.autograd.forward_ad._current_level >= 0
+        or _forward_ad._current_level >= 0
     )
 
 
