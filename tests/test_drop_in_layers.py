@@ -487,3 +487,16 @@ def test_parameters_can_be_reset():
 def int8_padding(table):
     table.reset_parameters()
     return table.weight[table.padding_idx]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+@pytest.mark.parametrize("config", [octavo.Int8Dynamic(), octavo.Int8WeightOnly(), octavo.Int8Static([X])])
+@torch.no_grad()
+def test_type_casts_what_to_casts(config, dtype):
+    """nn.Module.type casts every tensor, integers too."""
+    m = quantize_(nn.Sequential(nn.Linear(16, 8)), config)
+    cast = copy.deepcopy(m).type(dtype)
+    assert torch.equal(cast(X.to(dtype)), m.to(dtype)(X.to(dtype)))
+    assert {name: each.dtype for name, each in cast.named_buffers()} == {
+        name: each.dtype for name, each in m.named_buffers()
+    }

@@ -43,9 +43,10 @@ def quantize_(model: nn.Module, config: Configs = DEFAULT, *, filter_fn: Filter 
     filter_fn(module, fqn): chooses among these layers (default: all). A module used in several places stays
         one module; filter_fn and config see it under its first name.
 
-    A model that is such a layer itself comes back as a new module. Hooks go on. Layers that share a weight
-    share its int8 form again, if they store it alike, until it is loaded or moved to another device.
-    octavo.explain says why a layer stayed float, such as one with a forward of its own.
+    A model that is such a layer itself comes back as a new module. Hooks and attributes go on; parametrized
+    weights are taken as in eval mode. Layers that share a weight share its int8 form again, if they store it
+    alike, until it is loaded or moved to another device. octavo.explain says why a layer stayed float, such
+    as one with a forward or other members of its own, or with parameters beside its weight.
     ValueError if there is nothing to replace, with the reasons, for a name in config that fits no layer, and
     for a weight with NaN or Inf; TypeError for another config. The model is unchanged then.
     """

@@ -56,10 +56,8 @@ def _clear_padding(
     if not torch.backends.mha.get_fastpath_enabled() or torch.is_autocast_enabled():
         return None
     kept = padding.logical_not()
-    if getattr(encoder, "mask_check", True) and (
-        torch.compiler.is_compiling() or kept.is_meta or (kept[:, 1:] & ~kept[:, :-1]).any()
-    ):
-        return None
+    if getattr(encoder, "mask_check", True):  # padding that is not at the end is computed
+        kept = kept | (kept[:, 1:] & ~kept[:, :-1]).any()
     empty = y.new_zeros(1, 1, y.shape[-1])
     if encoder.norm is not None:
         empty = encoder.norm.forward(empty)  # not a call, which hooks would see

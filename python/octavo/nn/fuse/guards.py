@@ -35,14 +35,15 @@ def is_object(value: object) -> bool:
 
 def check_hooks(model: nn.Module) -> None:
     """ValueError for hooks of submodules, which a graph would not call. Those of torch.nn.utils compute
-    weights, and transformers' only collect what a call asks for: they are a part of the graph."""
+    weights, octavo's clear padding, transformers' only collect what a call asks for: they are a part of the
+    graph."""
     hooks = [("every module", each) for hooks in _GLOBAL_HOOKS for each in hooks.values()]
     for name, module in model.named_modules():
         if module is not model:
             hooks += [(repr(name), each) for part in _HOOKS for each in vars(module)[part].values()]
     for name, hook in hooks:
         origin = getattr(hook, "__module__", type(hook).__module__) or ""
-        if not origin.startswith(("torch.nn.utils.", "transformers.")):
+        if not origin.startswith(("torch.nn.utils.", "transformers.", "octavo.")):
             raise ValueError(
                 "model: expected no hooks on its modules, which fused kernels would not call, got "
                 f"{getattr(hook, '__qualname__', repr(hook))} on {name}"

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+# buffers, whatever the model's dtype: half() casts those of float32, type(torch.half) all
+_KEEP_THEIR_DTYPE = ("_stored", "weight_scale", "input_scale", "input_zero_point")
+
+
 class PackedModule(nn.Module):
     """Holds, saves, loads and moves an int8 weight and its scales.
 
@@ -156,11 +160,12 @@ class PackedModule(nn.Module):
     # ---- moving, saving, loading ----
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        device, scale = self._stored.device, self.weight_scale
+        device, before = self._stored.device, {name: self._buffers.get(name) for name in _KEEP_THEIR_DTYPE}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.dtype = fn(torch.empty(0, dtype=self.dtype, device=device)).dtype
-        if self.weight_scale.dtype != torch.float32:
-            self.weight_scale = scale.to(self.weight_scale.device)
+        for name, buffer in before.items():
+            if buffer is not None and (now := getattr(self, name)).dtype != buffer.dtype:
+                setattr(self, name, buffer.to(now.device))
         if self._stored.device.type != device.type:
             self._stored = self._packed(self.weight_int8)
         return self

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -95,10 +94,3 @@ class Int8StaticLinear(Int8Linear):
             out_dtype=torch.float32 if x.dtype == torch.float64 else x.dtype,
         )
         return in_dtype_of(x, y)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Int8StaticLinear:
-        scale = self.input_scale
-        super()._apply(fn, recurse)
-        if self.input_scale.dtype != torch.float32:  # whatever the model's dtype
-            self.input_scale = scale.to(self.input_scale.device)
-        return self

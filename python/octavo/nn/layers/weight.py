@@ -223,7 +223,7 @@ def _deepcopy(func: Any, weight: Any, memo: dict[int, Any]) -> Any:
 def _reduce(func: Any, weight: Any, protocol: int) -> Any:
     if type(weight) is not Int8Weight:
         return NotImplemented
-    return nn.Parameter(weight._values(), requires_grad=False).__reduce_ex__(protocol)
+    return nn.Parameter(weight._values(), False).__reduce_ex__(protocol)  # type: ignore[no-untyped-call]
 
 
 def _no_memory(func: Any, *args: Any) -> Any:
