@@ -40,10 +40,10 @@ def fuse_(model: nn.Module, example: Any) -> nn.Module:
     Calls like the example (the same arguments by position and by name, the same structure, ranks, dtypes,
     device and constants, and sizes for which the model takes the same way through its code) run the graph.
     Every other call, training mode, and calls that want gradients (so use torch.inference_mode) run the model
-    as it was; so does torch.compile. So do calls after a change of what the captured code has read: attributes
-    of modules (also of their configurations), `training` of submodules, children, hooks; global variables are
-    not watched. Parameters and buffers stay the model's own: state dicts, loading and `.to()` work as before.
-    Results, such as transformers' outputs with caches, are new objects in every call.
+    as it was; so does torch.compile. So do calls after a change of what the captured code has read:
+    attributes of modules and of their configurations, `training` of submodules, children, hooks; global
+    variables are not watched. Parameters and buffers stay the model's own: state dicts, loading and `.to()`
+    work as before. Results, such as transformers' outputs with caches, are new objects in every call.
 
     Equal bits to the unfused octavo operations called one by one, and for relu and a shared input to the
     layers themselves. gelu and silu are computed in float32, before the product is rounded; norms are
@@ -113,6 +113,7 @@ class _Fused:
         leaves, self._nesting = pytree.tree_flatten(given)
         self._is_nested = list(map(id, leaves)) != list(map(id, given))
         self._wanted = [_kind_of(leaf) for leaf in leaves]
+        self._sharing = _sharing([leaf for leaf in leaves if isinstance(leaf, Tensor)])
         found = Capture(model, *pytree.tree_flatten((args, kwargs)))
         self.fusions = fuse_graph(found.program.graph, found.int8_layers())
         if not self.fusions:
@@ -156,12 +157,12 @@ class _Fused:
                 given, nesting = pytree.tree_flatten(given)
                 if nesting != self._nesting:
                     return None
-            given += map(value_at, self._states)
+            states = [*map(value_at, self._states)]
         except KeyError:
             return None
         leaves: list[Any] = []
         sizes: list[int] = []
-        for leaf, wanted in zip(given, self._wanted, strict=True):
+        for leaf, wanted in zip([*given, *states], self._wanted, strict=True):
             if type(wanted) is _Kind:
                 if (
                     not isinstance(leaf, Tensor)
@@ -178,6 +179,8 @@ class _Fused:
                 sizes.append(leaf)
             elif type(leaf) is not type(wanted) or leaf != wanted:
                 return None
+        if _sharing(leaves[: len(self._sharing)]) != self._sharing:
+            return None
         if needs_dispatcher(*leaves) or torch._C._is_any_autocast_enabled() or not self._sizes_fit(*sizes):
             return None
         return leaves
@@ -237,6 +240,12 @@ def _kind_of(leaf: Any) -> Any:
             f"got {type(leaf).__name__}"
         )
     return leaf
+
+
+def _sharing(tensors: list[Any]) -> list[int]:
+    """Which of them are one object: code may ask that, as torch.nn.MultiheadAttention does."""
+    ids = [*map(id, tensors)]
+    return [*map(ids.index, ids)]
 
 
 def _shape_of(held: Tensor) -> Any:
