@@ -12,6 +12,7 @@ from ..runtime.arrays import (
     Array,
     as_dtype_name,
     float_code,
+    is_jit_traced,
     kind_of,
     needs_dispatcher,
 )
@@ -94,16 +95,17 @@ def _shared(
         w if type(w) is PackedWeight else as_packed_weight(w, f"weight[{i}]") for i, w in enumerate(weight)
     ]
     one = activation is None or isinstance(activation, str)
+    biases = _one_for_each(bias, "bias", count)
+    activations = [activation] * count if one else _one_for_each(activation, "activation", count)
     outs = None if out is None else [(f"out[{i}]", o) for i, o in enumerate(_one_for_each(out, "out", count))]
+    if is_jit_traced():  # which has no lists of strings, as INT8_LINEARS has one
+        more = out_dtype, symmetric
+        return [
+            INT8_LINEAR(x, w, None, b, a, *more, out=None if outs is None else [outs[i]])
+            for i, (w, b, a) in enumerate(zip(weights, biases, activations, strict=True))
+        ]
     found: list[Array] = INT8_LINEARS(
-        x,
-        weights,
-        [None] * count,
-        _one_for_each(bias, "bias", count),
-        [activation] * count if one else _one_for_each(activation, "activation", count),
-        out_dtype,
-        symmetric,
-        out=outs,
+        x, weights, [None] * count, biases, activations, out_dtype, symmetric, out=outs
     )
     return found
 

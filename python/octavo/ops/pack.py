@@ -101,10 +101,10 @@ class PackedWeight(Packed):
 
     def __init__(self, buffer: Array, scale: Array | None = None) -> None:
         kind_of(buffer=buffer, scale=scale)
+        buffer, scale = detached("PackedWeight", buffer, scale)
         header = read_header(buffer)
         check_home(buffer, header)
         check_parts(buffer, header)
-        buffer, scale = detached("PackedWeight", buffer, scale)
         buffer = aligned(buffer)
         check_scale(scale, "scale", header.n)
         layout = "dense" if header.layout == "rows" else header.layout

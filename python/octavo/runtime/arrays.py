@@ -375,6 +375,11 @@ def byte_strides(x: Array) -> tuple[int, ...]:
 # ---- torch's dispatcher ----
 
 
+def is_jit_traced() -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and bool(torch.jit.is_tracing())
+
+
 def needs_dispatcher(*arrays: object) -> bool:
     """Whether torch has to see this call: it is traced, or an array is a subclass, wants a gradient, or is
     neither on the CPU nor on a CUDA device.

@@ -29,7 +29,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     (stride, padding, dilation), n = window, packed.shape[0]
     top, bottom, left, right = padding
     grad = grad.to(torch.float32)
-    needs = ctx.needs_input_grad
+    needs = ctx.needs
     grad_x = grad_scale = grad_bias = None
 
     def product(scale: Tensor, bias: Tensor | None) -> Tensor:

@@ -12,7 +12,7 @@ from torch.utils import _pytree
 
 from ..ops.op import Op, Plan
 from ..ops.quantize import Quantized
-from ..runtime.arrays import check_tangents
+from .gradient import autograd_kernel
 
 with contextlib.suppress(AttributeError):  # the one way to say how torch.export.save writes a NamedTuple
     _pytree._register_namedtuple(Quantized, serialized_type_name="octavo.Quantized")
@@ -20,25 +20,7 @@ with contextlib.suppress(AttributeError):  # the one way to say how torch.export
 REGISTERED: set[str] = set()
 
 
-class _Library(torch.library.Library):
-    """Operations that refuse tangents: without a formula, torch would drop them and say nothing."""
-
-    def impl(self, op_name: Any, fn: Callable[..., Any], dispatch_key: str = "", **more: Any) -> Any:
-        is_gradient = dispatch_key == "Autograd"  # below it, functorch has taken the tangents off
-        kernel = _without_tangents(op_name, fn) if is_gradient else fn
-        return super().impl(op_name, kernel, dispatch_key, **more)  # type: ignore[no-untyped-call]
-
-
-def _without_tangents(name: str, fn: Callable[..., Any]) -> Callable[..., Any]:
-    def run(keyset: Any, *arguments: Any, **keywords: Any) -> Any:
-        for each in arguments:
-            check_tangents(name, *each if isinstance(each, (list, tuple)) else (each,))
-        return fn(keyset, *arguments, **keywords)
-
-    return run
-
-
-_library = _Library("octavo", "DEF")  # type: ignore[no-untyped-call]
+_library = torch.library.Library("octavo", "DEF")  # type: ignore[no-untyped-call]
 
 
 def define(
@@ -52,21 +34,13 @@ def define(
     name = schema.partition("(")[0]
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))  # type: ignore[no-untyped-call]
     for key in ("CPU", "CUDA"):
-        _library.impl(name, kernel, key)
+        _library.impl(name, kernel, key)  # type: ignore[no-untyped-call]
     torch.library.register_fake(f"octavo::{name}", fake, lib=_library)
-    if backward is not None:
-        torch.library.register_autograd(f"octavo::{name}", backward, setup_context=setup, lib=_library)
-    return getattr(torch.ops.octavo, name).default
-
-
-def define_no_gradient(op: Any) -> None:
-    """For an operation that register_autograd does not take, because it writes to what it is given."""
-
-    def run(keyset: Any, *arguments: Any, **keywords: Any) -> Any:
-        with torch._C._AutoDispatchBelowAutograd():
-            return op.redispatch(keyset & torch._C._after_autograd_keyset, *arguments, **keywords)
-
-    _library.impl(op._opname, run, "Autograd", with_keyset=True)
+    op = getattr(torch.ops.octavo, name).default
+    if setup is not None:  # the others take integers alone
+        run = autograd_kernel(op, setup, backward)
+        _library.impl(name, run, "Autograd", with_keyset=True)  # type: ignore[no-untyped-call]
+    return op
 
 
 def register(
@@ -111,12 +85,5 @@ def _empty(shape: tuple[int, ...], dtype: str, layout: str, like: Tensor) -> Ten
     return torch.empty(shape, dtype=getattr(torch, dtype), device=like.device, memory_format=memory)
 
 
-def no_gradient(ctx: Any, inputs: tuple[Any, ...], output: Any, keyword_only_inputs: Any = None) -> None:
-    """The setup of an operation whose results have no gradient; none is its backward."""
-    ctx.mark_non_differentiable(*(output if isinstance(output, (tuple, list)) else (output,)))
-    ctx.arguments = len(inputs)
-
-
-def none(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
-    count: int = ctx.arguments
-    return (None,) * count
+def no_gradient(ctx: Any, **call: Any) -> None:
+    """The setup of an operation that takes floats and whose results have no gradient."""

@@ -15,12 +15,12 @@ from ..ops.prune import (
     prune_in_place,
 )
 from ..reference.torch import apply_mask
-from .define import define, define_no_gradient, fake, no_gradient, none, register
+from .define import define, fake, no_gradient, register
 
-prune_mask_op = register(PRUNE_MASK, no_gradient, none)
-register(PRUNE_MASKS, no_gradient, none)
-register(MAGNITUDE_THRESHOLD, no_gradient, none)
-register(PRUNE_QUANTIZE, no_gradient, none)
+prune_mask_op = register(PRUNE_MASK, no_gradient)
+register(PRUNE_MASKS, no_gradient)
+register(MAGNITUDE_THRESHOLD, no_gradient)
+register(PRUNE_QUANTIZE, no_gradient)
 
 
 def _prune_setup(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: Any, output: Tensor) -> None:
@@ -36,9 +36,9 @@ def _prune_backward(ctx: Any, grad: Tensor) -> Tensor:
 register(PRUNE, _prune_setup, _prune_backward)
 
 # w must not want a gradient: what was overwritten is gone
-prune_op = define(
+define(
     PRUNE_MASK.schema.replace("prune_mask(Tensor w", "prune_(Tensor(a!) w"),
     fake(PRUNE_MASK),
     lambda w, **selection: prune_in_place([w], ["w"], **selection)[0],
+    no_gradient,
 )
-define_no_gradient(prune_op)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from .belongings import take_over
 from .replaceable import int8_kinds
@@ -35,8 +37,33 @@ def leave_fused_paths(model: nn.Module, kinds: type[nn.Module] | tuple[type[nn.M
             continue
         if isinstance(module, nn.TransformerEncoderLayer):
             module.activation_relu_or_gelu = 0
-        elif isinstance(module, nn.TransformerEncoder):
+        elif isinstance(module, nn.TransformerEncoder) and getattr(module, "use_nested_tensor", False):
             module.use_nested_tensor = False
+            if type(module).forward is nn.TransformerEncoder.forward:
+                module.register_forward_hook(_clear_padding, prepend=True, with_kwargs=True)
+
+
+def _clear_padding(
+    encoder: nn.TransformerEncoder, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor
+) -> Tensor | None:
+    """0 for padding, where torch would have gone the path of nested tensors, which leaves it out."""
+    given = dict(zip(("src", "mask", "src_key_padding_mask"), args, strict=False)) | kwargs
+    src, padding, first = given["src"], given.get("src_key_padding_mask"), encoder.layers[0]
+    if padding is None or given.get("mask") is not None or first.training or src.dim() != 3:
+        return None
+    if torch.is_grad_enabled() and any(each.requires_grad for each in (src, *first.parameters())):
+        return None
+    if not torch.backends.mha.get_fastpath_enabled() or torch.is_autocast_enabled():
+        return None
+    kept = padding.logical_not()
+    if getattr(encoder, "mask_check", True) and (
+        torch.compiler.is_compiling() or kept.is_meta or (kept[:, 1:] & ~kept[:, :-1]).any()
+    ):
+        return None
+    empty = y.new_zeros(1, 1, y.shape[-1])
+    if encoder.norm is not None:
+        empty = encoder.norm.forward(empty)  # not a call, which hooks would see
+    return torch.where(kept.unsqueeze(-1), y, empty)
 
 
 def _swap(model: nn.Module, new: Mapping[int, nn.Module]) -> nn.Module:

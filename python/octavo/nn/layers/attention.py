@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...ops.linear import INT8_LINEARS
-from ...runtime.arrays import needs_dispatcher
+from ...runtime.arrays import is_jit_traced, needs_dispatcher
 from ...torch_ops.linear import int8_linears_op
 from ..configs import DEFAULT, Config, Int8Dynamic, Int8WeightOnly, check_config
-from .base import in_dtype_of, leaf, why_changed
+from .base import in_dtype_of, leaf, no_script, why_changed
 from .linear import Int8Linear
 
 
@@ -107,6 +107,9 @@ class Int8MultiheadAttention(nn.Module):
             new.add_module(f"{name}_proj", _linear(w, b))
         new.out_proj = _linear(out.weight, out.bias)
         return new.train(attention.training)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        return no_script(self)
 
     @property
     def q_proj_weight(self) -> Tensor:
@@ -223,12 +226,15 @@ def _together(x: Tensor, layers: Sequence[nn.Module]) -> Sequence[Tensor]:
     """What the layers make of x, which is quantized once where they would do the same."""
     same = [layer for layer in layers if type(layer) is Int8Linear]
     symmetric = {layer.symmetric for layer in same}
-    if len(same) < len(layers) or len(symmetric) > 1:
+    # torch.jit.trace has no lists of strings, which the schema of the one call has
+    if len(same) < len(layers) or len(symmetric) > 1 or is_jit_traced():
         return [layer(x) for layer in layers]
     weights, scales = [layer._stored for layer in same], [layer.weight_scale for layer in same]
     biases = [layer.bias for layer in same]
     results: Sequence[Tensor]
     if needs_dispatcher(x, *weights, *biases):
+        if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
+            return [layer(x) for layer in layers]  # torch.func.vmap takes no operation on lists of tensors
         given = [x.new_empty(0) if bias is None else bias for bias in biases]
         results = int8_linears_op(x, weights, scales, given, [""] * len(same), symmetric=symmetric.pop())
     else:

@@ -35,6 +35,9 @@ class PackedModule(nn.Module):
     _tied = False  # whether another layer was made from the same float weight
     _weight: Int8Weight | None = None
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        return no_script(self)
+
     def __init__(self, dtype: torch.dtype | None) -> None:
         super().__init__()
         self.dtype = torch.get_default_dtype() if dtype is None else dtype
@@ -236,6 +239,14 @@ def why_changed(layer: nn.Module, plain: type[nn.Module]) -> str:
 
 
 # ---- what layers do with their inputs and results ----
+
+
+def no_script(layer: nn.Module) -> nn.Module:
+    """What torch.jit.script gets of a layer: it would stumble over the first type that it does not know."""
+    raise RuntimeError(
+        f"torch.jit.script: expected layers that it can compile, got octavo.nn.{type(layer).__name__}; "
+        "torch.jit.trace, torch.export and torch.compile take int8 layers"
+    )
 
 
 def in_dtype_of(x: Tensor, y: Tensor) -> Tensor:
