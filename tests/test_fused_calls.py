@@ -616,6 +616,7 @@ def test_adapters_are_switched(name):
     assert calls == [1]
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # what peft asks of transformers
 def test_peft():
     peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
     config = transformers.LlamaConfig(
