@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from operator import getitem
+from operator import getitem, is_
 from typing import Any, NamedTuple
 
 import torch
@@ -135,7 +135,7 @@ class _Fused:
         self._held = [holder for holder, _ in held], [name for _, name in held]
         tensors = [holder[name] for holder, name in held]
         self._dtypes, self._shapes = [each.dtype for each in tensors], [*map(_shape_of, tensors)]
-        self._last: tuple[list[int], list[Any], list[Any]] = ([], [], [])  # ids, tensors, the graph's inputs
+        self._last: tuple[list[Any], list[Any]] = ([], [])  # what was held, and the graph's inputs for it
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         leaves = None if torch.compiler.is_compiling() else self._leaves(args, kwargs)
@@ -195,14 +195,14 @@ class _Fused:
             return None
         if torch.is_grad_enabled() and any(each.requires_grad for each in held):
             return None
-        ids, _, inputs = self._last
-        if [*map(id, held)] != ids:
+        last, inputs = self._last
+        if len(last) != len(held) or not all(map(is_, held, last)):
             if [*map(_shape_of, held)] != self._shapes:
                 return None
             inputs = held.copy()
             for at, scale_at in self._packed:
                 inputs[at] = PackedWeight(held[at], held[scale_at])
-            self._last = [*map(id, held)], held, inputs
+            self._last = held, inputs
         return inputs
 
     def __reduce__(self) -> Any:
@@ -219,7 +219,7 @@ class _Fused:
         new._held = [copy.deepcopy(holder, memo) for holder in self._held[0]], self._held[1]
         for name in ("_guards", "_structure", "_states", "_written"):
             setattr(new, name, copy.deepcopy(getattr(self, name), memo))
-        new._last = [], [], []
+        new._last = [], []
         return new
 
 
