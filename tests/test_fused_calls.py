@@ -446,3 +446,194 @@ def test_a_forward_that_changes_what_no_graph_can(name):
     with pytest.raises(ValueError, match=f"model: expected a forward that leaves alone .* changes {name}"):
         octavo.fuse_(model, torch.randn(4, 32))
     assert (model.log, model.stats.layers, model.on) == ([], [], True)
+
+
+# ---- inputs ----
+
+
+class Three(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear, self.table = nn.Linear(16, 16), {4: 2.0, 5: 3.0}
+
+    def forward(self, x, y, by_size=False):
+        x = F.gelu(self.linear(x)) * (self.table[x.shape[0]] if by_size else 1)
+        return x + y * (2 if x is y else 1)
+
+
+def test_one_tensor_in_two_places():
+    model = int8(Three())
+    one, other = torch.randn(2, 4, 16)
+    for example in ((one, one), (one, other)):
+        fused = octavo.fuse_(copy.deepcopy(model), example)
+        calls = count_graph_calls(fused)
+        for args in ((one, one), (one, other), (other, one)):
+            torch.testing.assert_close(fused(*args), model(*args), rtol=1e-4, atol=1e-4)
+        assert calls == [1 if example[0] is example[1] else 2]
+
+
+def test_sizes_that_cannot_stay_open():
+    model = int8(Three())
+    fused = octavo.fuse_(copy.deepcopy(model), (*torch.randn(2, 4, 16), True))
+    assert [each.kind for each in octavo.nn.fusions(fused)] == ["activation", "sizes"]
+    calls = count_graph_calls(fused)
+    for rows in (4, 5, 4):
+        args = (*torch.randn(2, rows, 16), True)
+        torch.testing.assert_close(fused(*args), model(*args), rtol=1e-4, atol=1e-4)
+    assert calls == [2]
+
+
+def test_equal_sizes_of_the_example_need_not_be_equal():
+    fused = octavo.fuse_(int8(nn.Sequential(nn.Linear(8, 8), nn.ReLU())), torch.randn(3, 3, 8))
+    calls = count_graph_calls(fused)
+    fused(torch.randn(2, 5, 8))
+    assert calls == [1]
+
+
+class Changing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(16, 16)
+
+    def forward(self, batch):
+        batch["y"] = F.relu(self.linear(batch["x"]))
+        return batch
+
+
+def test_arguments_that_cannot_be_a_graphs():
+    model = int8(Changing())
+    with pytest.raises(ValueError, match="model: expected a forward that leaves its arguments alone"):
+        octavo.fuse_(model, ({"x": torch.randn(4, 16)},))
+    with pytest.raises(ValueError, match=r"example: expected tensors, numbers, strings .*, got Plain"):
+        octavo.fuse_(model, ({"x": Plain()},))
+
+
+def test_a_model_that_was_made_in_inference_mode():
+    with torch.inference_mode():
+        model = int8(nn.Sequential(nn.Linear(16, 16), nn.LayerNorm(16), nn.Linear(16, 16), nn.ReLU()))
+        octavo.fuse_(model, torch.randn(4, 16))
+        calls = count_graph_calls(model)
+        model(torch.randn(2, 16))
+    assert calls == [1]
+    assert model[1].weight.requires_grad
+
+
+# ---- weights that are read ----
+
+READS = {
+    "linear": lambda layer, x: F.linear(x, layer.weight, layer.bias),
+    "bias": lambda layer, x: F.linear(x, layer.weight, torch.cat([layer.bias[:8], layer.bias[8:]])),
+    "no bias": lambda layer, x: F.linear(x, layer.weight),
+    "t": lambda layer, x: x @ layer.weight.t() + layer.bias,
+    "T": lambda layer, x: torch.matmul(x, layer.weight.T),
+    "mT": lambda layer, x: x @ layer.weight.mT,
+    "transpose": lambda layer, x: x @ layer.weight.transpose(-1, -2),
+    "permute": lambda layer, x: x @ layer.weight.permute(1, 0),
+    "mm": lambda layer, x: torch.mm(x, layer.weight.t()),
+}
+
+
+class Reading(nn.Module):
+    def __init__(self, f):
+        super().__init__()
+        self.f, self.up, self.down = f, nn.Linear(32, 16), nn.Linear(16, 8)
+
+    def forward(self, x):
+        return F.relu(self.down(self.f(self.up, x.to(self.up.weight.dtype))))
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("name", READS)
+def test_products_with_a_weight_that_is_read_are_the_layers(name, symmetric):
+    model = int8(Reading(READS[name]), symmetric=symmetric)
+    fused = octavo.fuse_(copy.deepcopy(model), torch.randn(4, 32))
+    names = [node.name for node in fused.forward._run.__self__.graph.nodes]
+    assert not [each for each in names if "dequantize" in each or "unpack" in each]
+    calls, x = count_graph_calls(fused), torch.randn(3, 32)
+    torch.testing.assert_close(fused(x), model(x), rtol=1e-5, atol=1e-5)
+    assert calls == [1]
+
+
+def test_weights_that_are_read_for_more_keep_their_values():
+    for f in (
+        lambda layer, x: layer(x) * layer.weight.abs().sum(),
+        lambda layer, x: x[:, :16] @ layer.weight,
+    ):
+        model = int8(Reading(lambda layer, x, f=f: f(layer, x)[:, :16]))
+        fused = octavo.fuse_(copy.deepcopy(model), torch.randn(4, 32))
+        calls, x = count_graph_calls(fused), torch.randn(3, 32)
+        torch.testing.assert_close(fused(x), model(x), rtol=1e-2, atol=1e-2)
+        assert calls == [1]
+
+
+# ---- adapters ----
+
+
+class Lora(nn.Module):
+    """As PEFT's: what it does is in plain attributes, behind properties."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base_layer, self._disabled, self._active = base, False, ["a"]
+        self.scaling = {"a": 2.0, "b": 3.0}
+        self.down, self.up = (
+            nn.ModuleDict({name: nn.Linear(*shape, bias=False) for name in "ab"})
+            for shape in ((32, 4), (4, 32))
+        )
+
+    @property
+    def active(self):
+        return self._active
+
+    def forward(self, x):
+        y = self.base_layer(x)
+        for name in () if self._disabled else self.active:
+            y = y + self.up[name](self.down[name](x)) * self.scaling[name]
+        return y
+
+
+ADAPTED = {
+    "off": lambda lora: setattr(lora, "_disabled", True),
+    "another": lambda lora: setattr(lora, "_active", ["b"]),
+    "one more": lambda lora: lora._active.append("b"),
+    "scaled": lambda lora: lora.scaling.update(a=0.5),
+    "merged": lambda lora: setattr(lora, "_active", []),
+    "replaced": lambda lora: lora.up.update({"a": nn.Linear(4, 32, bias=False)}),
+}
+
+
+@pytest.mark.parametrize("name", ADAPTED)
+def test_adapters_are_switched(name):
+    model = int8(nn.Sequential(Lora(nn.Linear(32, 32)), nn.GELU(), nn.Linear(32, 32), nn.ReLU()))
+    fused = octavo.fuse_(copy.deepcopy(model), torch.randn(4, 32))
+    calls, x = count_graph_calls(fused), torch.randn(3, 32)
+    before = fused(x)
+    for each in (fused, model):
+        torch.manual_seed(1)
+        ADAPTED[name](each[0])
+    assert torch.equal(fused(x), model(x))
+    assert not torch.equal(fused(x), before)
+    assert calls == [1]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # what peft asks of transformers
+def test_peft():
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=64, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64
+    )
+    lora = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    model = peft.get_peft_model(transformers.LlamaForCausalLM(config), lora).eval()
+    octavo.quantize_(model, filter_fn=lambda module, fqn: "lora_" not in fqn)
+    call = {"input_ids": torch.randint(3, 60, (2, 9))}
+    with model.disable_adapter():
+        base = model(**call).logits
+    octavo.fuse_(model.base_model.model, call)
+    calls = count_graph_calls(model.base_model.model)
+    model(**call)
+    assert calls == [1]
+    with model.disable_adapter():
+        assert torch.equal(model(**call).logits, base)
+    assert calls == [1]
+    model(**call)
+    assert calls == [2]

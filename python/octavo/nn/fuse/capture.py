@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -90,7 +91,10 @@ class Capture:
                 with (
                     torch.inference_mode(False),
                     torch.no_grad(),
-                    shapes_config.patch(backed_size_oblivious=True, use_duck_shape=False),  # type: ignore[attr-defined]
+                    _frozen_inference_tensors(self.model),
+                    shapes_config.patch(  # type: ignore[attr-defined]
+                        backed_size_oblivious=True, use_duck_shape=False
+                    ),
                 ):
                     return export(_Root(self), tuple(inputs), dynamic_shapes={"inputs": shapes})
             except Exception as error:
@@ -218,6 +222,21 @@ class _Root(nn.Module):
 
     def forward(self, *inputs: Any) -> tuple[Any, ...]:
         return self._trace(inputs)
+
+
+@contextmanager
+def _frozen_inference_tensors(model: nn.Module) -> Iterator[None]:
+    """Without it torch.export fails to say of its own tensors that they want gradients, as these do."""
+    frozen = [each for each in model.parameters() if each.requires_grad and each.is_inference()]
+    with torch.inference_mode():
+        for each in frozen:
+            each.requires_grad_(False)
+    try:
+        yield
+    finally:
+        with torch.inference_mode():
+            for each in frozen:
+                each.requires_grad_(True)
 
 
 def holder_of(place: Place) -> dict[str, Any]:

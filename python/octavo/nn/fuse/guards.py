@@ -7,7 +7,7 @@ import threading
 import types
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from operator import getitem
+from operator import getitem, is_
 from typing import Any
 
 import torch
@@ -200,7 +200,7 @@ class Guards:
             equal, same, whole, empty, classes, types, sizes = self._lists
             return (
                 [*map(getitem, *equal[:2])] == equal[2]
-                and [*map(id, map(getitem, *same[:2]))] == same[2]
+                and all(map(is_, map(getitem, *same[:2]), same[2]))
                 and whole[0] == whole[1]
                 and not any(empty)
                 and [*map(getattr, *classes[:2])] == classes[2]
@@ -224,12 +224,11 @@ class Guards:
         def columns(entries: list[tuple[Any, str, str, Any]]) -> tuple[list[Any], list[str], list[Any]]:
             return [_part(*e[:2]) for e in entries], [e[2] for e in entries], [e[3] for e in entries]
 
-        holders, names, values = columns(self._same)
         kinds = [kind for kind, _ in self._classes], [name for _, name in self._classes]
         absent = [*{id(d): d for d in (_part(*each[:2]) for each in self._absent)}.values()]
         return (
             columns(self._equal),
-            (holders, names, [*map(id, values)]),
+            columns(self._same),
             ([_part(*each[:2]) for each in self._whole], [each[2] for each in self._whole]),
             [*(_part(*each) for each in self._empty), *_GLOBAL_HOOKS],
             (*kinds, [*self._classes.values()]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from operator import getitem
+from operator import getitem, is_
 from typing import Any, NamedTuple
 
 import torch
@@ -41,7 +41,7 @@ def fuse_(model: nn.Module, example: Any) -> nn.Module:
     device and constants, and sizes for which the model takes the same way through its code) run the graph.
     Every other call, training mode, and calls that want gradients (so use torch.inference_mode) run the model
     as it was; so does torch.compile. So do calls after a change of what the captured code has read:
-    attributes of modules (also of their configurations), `training` of submodules, children, hooks; global
+    attributes of modules and of their configurations, `training` of submodules, children, hooks; global
     variables are not watched. Parameters and buffers stay the model's own: state dicts, loading and `.to()`
     work as before. Results, such as transformers' outputs with caches, are new objects in every call.
 
@@ -113,6 +113,7 @@ class _Fused:
         leaves, self._nesting = pytree.tree_flatten(given)
         self._is_nested = list(map(id, leaves)) != list(map(id, given))
         self._wanted = [_kind_of(leaf) for leaf in leaves]
+        self._sharing = _sharing([leaf for leaf in leaves if isinstance(leaf, Tensor)])
         found = Capture(model, *pytree.tree_flatten((args, kwargs)))
         self.fusions = fuse_graph(found.program.graph, found.int8_layers())
         if not self.fusions:
@@ -134,7 +135,7 @@ class _Fused:
         self._held = [holder for holder, _ in held], [name for _, name in held]
         tensors = [holder[name] for holder, name in held]
         self._dtypes, self._shapes = [each.dtype for each in tensors], [*map(_shape_of, tensors)]
-        self._last: tuple[list[int], list[Any], list[Any]] = ([], [], [])  # ids, tensors, the graph's inputs
+        self._last: tuple[list[Any], list[Any]] = ([], [])  # what was held, and the graph's inputs for it
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         leaves = None if torch.compiler.is_compiling() else self._leaves(args, kwargs)
@@ -156,12 +157,12 @@ class _Fused:
                 given, nesting = pytree.tree_flatten(given)
                 if nesting != self._nesting:
                     return None
-            given += map(value_at, self._states)
+            states = [*map(value_at, self._states)]
         except KeyError:
             return None
         leaves: list[Any] = []
         sizes: list[int] = []
-        for leaf, wanted in zip(given, self._wanted, strict=True):
+        for leaf, wanted in zip([*given, *states], self._wanted, strict=True):
             if type(wanted) is _Kind:
                 if (
                     not isinstance(leaf, Tensor)
@@ -178,6 +179,8 @@ class _Fused:
                 sizes.append(leaf)
             elif type(leaf) is not type(wanted) or leaf != wanted:
                 return None
+        if _sharing(leaves[: len(self._sharing)]) != self._sharing:
+            return None
         if needs_dispatcher(*leaves) or torch._C._is_any_autocast_enabled() or not self._sizes_fit(*sizes):
             return None
         return leaves
@@ -192,14 +195,14 @@ class _Fused:
             return None
         if torch.is_grad_enabled() and any(each.requires_grad for each in held):
             return None
-        ids, _, inputs = self._last
-        if [*map(id, held)] != ids:
+        last, inputs = self._last
+        if len(last) != len(held) or not all(map(is_, held, last)):
             if [*map(_shape_of, held)] != self._shapes:
                 return None
             inputs = held.copy()
             for at, scale_at in self._packed:
                 inputs[at] = PackedWeight(held[at], held[scale_at])
-            self._last = [*map(id, held)], held, inputs
+            self._last = held, inputs
         return inputs
 
     def __reduce__(self) -> Any:
@@ -216,7 +219,7 @@ class _Fused:
         new._held = [copy.deepcopy(holder, memo) for holder in self._held[0]], self._held[1]
         for name in ("_guards", "_structure", "_states", "_written"):
             setattr(new, name, copy.deepcopy(getattr(self, name), memo))
-        new._last = [], [], []
+        new._last = [], []
         return new
 
 
@@ -237,6 +240,12 @@ def _kind_of(leaf: Any) -> Any:
             f"got {type(leaf).__name__}"
         )
     return leaf
+
+
+def _sharing(tensors: list[Any]) -> list[int]:
+    """Which of them are one object: code may ask that, as torch.nn.MultiheadAttention does."""
+    ids = [*map(id, tensors)]
+    return [*map(ids.index, ids)]
 
 
 def _shape_of(held: Tensor) -> Any:
