@@ -330,6 +330,8 @@ void count_weight(const WeightArgs& args, int64_t* kept, int64_t* tiles, int thr
 // Packs into packed_parts(...).end bytes, aligned to 8; best to 64. counts: those of count_weight for the layout.
 void pack_weight(const WeightArgs& args, Layout layout, const int64_t* counts, void* buffer, int threads);
 void unpack_weight(const void* buffer, int8_t* w, int threads);  // contiguous [n, k]
+// The columns of panels [begin, end) of any layout, at most kStripPanels, as contiguous [columns, k]; begin is even.
+void unpack_panels(const PackedView& packed, int64_t begin, int64_t end, int8_t* columns);
 
 // Whether a product of so many rows reads this sparse layout as it is, without expanding it to dense panels.
 bool is_multiplied_sparse(const PackedView& w, int64_t rows);
@@ -391,6 +393,15 @@ struct ConvArgs {
   bool channels_last;  // out is [batch, out_height, out_width, n], else [batch, n, out_height, out_width]
 };
 void conv2d(const ConvArgs& args, int threads);
+
+// The packed weight of a convolution, each of whose matrices [n / matrices, taps * bundle * channels] holds a bundle of groups as
+// blocks in zeros; channels: those of a group.
+struct PackedConv {
+  const void* weight;
+  int64_t packed_nbytes, matrices, bundle;
+  int64_t n, channels, taps;
+};
+void unpack_conv_weight(const PackedConv& packed, int8_t* w, int threads);  // contiguous [n, channels, taps]
 
 // Float x [m, k] times a packed weight as it is: nothing is quantized. scale [n, groups]; k is a multiple of groups, and of
 // groups * kGroupK if there are several. target.w_scale is not read.

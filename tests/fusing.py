@@ -23,12 +23,12 @@ def int8(model, dtype=torch.float32, *, symmetric=True):
 
 def linear(layer, x, activation=None):
     """The unfused octavo operation."""
-    packed = octavo.pack_weight(layer.weight, layer.weight_scale)
+    packed = octavo.pack_weight(layer.weight_int8, layer.weight_scale)
     return octavo.int8_linear(x, packed, layer.bias, activation=activation, symmetric=layer.symmetric)
 
 
 def product(layer, quantized, dtype, activation=None):
-    packed = octavo.pack_weight(layer.weight, layer.weight_scale)
+    packed = octavo.pack_weight(layer.weight_int8, layer.weight_scale)
     more = {"a_zero_point": quantized.zero_point, "activation": activation, "out_dtype": dtype}
     return octavo.scaled_int_mm(quantized.data, quantized.scale, packed, layer.bias, **more)
 

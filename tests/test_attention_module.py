@@ -58,9 +58,9 @@ def float_form(layer):
     back = nn.MultiheadAttention(E, H, batch_first=layer.batch_first).eval()
     parts = [layer.q_proj, layer.k_proj, layer.v_proj]
     with torch.no_grad():
-        back.in_proj_weight.copy_(torch.cat([p.weight * p.weight_scale for p in parts]))
+        back.in_proj_weight.copy_(torch.cat([p.weight_int8 * p.weight_scale for p in parts]))
         back.in_proj_bias.copy_(torch.cat([p.bias for p in parts]))
-        back.out_proj.weight.copy_(layer.out_proj.weight * layer.out_proj.weight_scale)
+        back.out_proj.weight.copy_(layer.out_proj.weight_int8 * layer.out_proj.weight_scale)
         back.out_proj.bias.copy_(layer.out_proj.bias)
     return back
 
@@ -193,7 +193,12 @@ def test_state_dict_round_trip():
     assert {key: tuple(value.shape) for key, value in state.items()} == {
         f"{name}_proj.{key}": shape
         for name, k in (("q", E), ("k", 24), ("v", E), ("out", E))
-        for key, shape in (("bias", (E,)), ("weight", (E, k)), ("weight_scale", (E, 1)))
+        for key, shape in (
+            ("bias", (E,)),
+            ("weight", (0,)),
+            ("weight_int8", (E, k)),
+            ("weight_scale", (E, 1)),
+        )
     }
     other = Int8MultiheadAttention(E, H, kdim=24, batch_first=True)
     other.load_state_dict(state)

@@ -143,6 +143,18 @@ def test_a_packed_weight_is_checked_when_its_record_is_made():
     for name in shape:
         with pytest.raises(ValueError, match=r"^(n|k|packed weight): expected .*got "):
             core.Weight(buffer.ctypes.data, **{**shape, name: shape[name] - 1})
+    conv = core.ConvWeight(
+        buffer.ctypes.data, nbytes=buffer.size, n=16, channels=64, kernel_h=1, kernel_w=1, groups=1
+    )
+    w[:] = 0
+    core.unpack_conv_weight(conv, bundle=1, w=w.ctypes.data, where=1)
+    assert (w == 1).all()
+    for bundle in (0, -1, 3, 32):
+        with pytest.raises(ValueError, match=r"^bundle: expected groups that divide a matrix, got"):
+            core.unpack_conv_weight(conv, bundle=bundle, w=w.ctypes.data, where=1)
+    taps = core.ConvWeight(w.ctypes.data, nbytes=64, n=64, channels=64, kernel_h=1, kernel_w=1, groups=64)
+    with pytest.raises(ValueError, match=r"^weight: expected a packed one, got"):
+        core.unpack_conv_weight(taps, bundle=1, w=w.ctypes.data, where=1)
     for i in range(16):
         damaged = buffer.copy()
         damaged[i] ^= 0x80

@@ -198,11 +198,11 @@ def test_int8_tables_that_share_their_memory_do_so_again(tmp_path):
 
     model = octavo.quantize_(make())
     octavo.save(model, tmp_path)
-    assert "1.weight" not in stored(tmp_path)
+    assert "1.weight_int8" not in stored(tmp_path)
     loaded = octavo.load(make, tmp_path)
     same_state(model, loaded)
-    assert loaded[0].weight is loaded[1].weight
-    assert "weight" not in loaded[2]._buffers
+    assert loaded[0].weight_int8 is loaded[1].weight_int8
+    assert loaded[2]._stored is not loaded[0]._stored
 
 
 def test_views_of_one_memory_are_stored_each(tmp_path):
@@ -258,6 +258,67 @@ def test_the_parameters_of_a_factory_take_no_memory(tmp_path):
     refused(r"\['inverse'\] on the meta device", made, tmp_path)
 
 
+MAKES = {
+    "on its device": lambda w: torch.ones(8, device=w.device),
+    "of its dtype": lambda w: torch.arange(8, dtype=w.dtype, device=w.device),
+    "like it": lambda w: torch.full_like(w, 3.0),
+    "new": lambda w: w.new_zeros(8) + 1,
+    "from its values": lambda w: w.detach() * 2 + 1,  # a LayerNorm begins with ones
+    "a number of it": lambda w: torch.full((8,), w.sum().item()),
+    "in NumPy": lambda w: torch.from_numpy(w.detach().numpy() + 1),
+}
+PUTS = {
+    "buffer": lambda m, t: m.register_buffer("mask", t),
+    "buffer beside the state": lambda m, t: m.register_buffer("mask", t, persistent=False),
+    "attribute": lambda m, t: setattr(m, "mask", t),
+    "list": lambda m, t: setattr(m, "masks", [0, {"mask": t}]),
+}
+
+
+class Window(nn.Module):
+    def __init__(self, make, put):
+        super().__init__()
+        self.norm, self.proj = nn.LayerNorm(8), nn.Linear(8, 8)
+        put(self, make(self.norm.weight))
+
+    def forward(self, x):
+        mask = self.masks[1]["mask"] if hasattr(self, "masks") else self.mask
+        return self.proj(self.norm(x) * mask.to(x.device))
+
+
+@pytest.mark.parametrize("put", PUTS)
+@pytest.mark.parametrize("make", MAKES)
+def test_a_factory_may_make_tensors_where_its_parameters_are(make, put, tmp_path):
+    def factory():
+        return nn.ModuleDict({"a": nn.Sequential(Window(MAKES[make], PUTS[put]))}).eval()
+
+    model = octavo.quantize_(factory())
+    octavo.save(model, tmp_path)
+    loaded = octavo.load(factory, tmp_path)
+    same_state(model, loaded)
+    x = torch.randn(2, 8)
+    assert torch.equal(loaded["a"](x), model["a"](x))
+
+
+def test_a_factory_may_quantize_and_may_fail(tmp_path):
+    runs = []
+
+    def factory():
+        runs.append(0)
+        return octavo.quantize_(Model().eval())
+
+    model = factory()
+    octavo.save(model, tmp_path)
+    same_state(model, octavo.load(factory, tmp_path))
+    assert len(runs) == 2  # its weights took no memory
+
+    def failing():
+        raise KeyError("a name")
+
+    with pytest.raises(KeyError, match="a name"):
+        octavo.load(failing, tmp_path)
+
+
 def test_floats_are_mapped_and_training_leaves_the_file_alone(tmp_path):
     model = octavo.quantize_(Model().eval(), {nn.Linear: octavo.Int8Dynamic()})
     octavo.save(model, tmp_path)
@@ -288,11 +349,11 @@ def test_a_sparse_weight_is_stored_without_its_zeros(tmp_path):
     layer.load_state_dict(layer.state_dict() | {"weight": weight})
     octavo.save(layer, tmp_path)
     held = stored(tmp_path)
-    assert set(held) == {"weight.mask_bits", "weight.values", "weight_scale", "bias"}
-    assert held["weight.mask_bits"].shape == (6, 3)
-    assert held["weight.mask_bits"][1].tolist() == [1 << 3, 0, 0]
-    assert held["weight.values"].tolist() == [-128, 1, 127]
-    assert torch.equal(octavo.load(nn.Linear(20, 6), tmp_path).weight, weight)
+    assert set(held) == {"weight", "weight_int8.mask_bits", "weight_int8.values", "weight_scale", "bias"}
+    assert held["weight_int8.mask_bits"].shape == (6, 3)
+    assert held["weight_int8.mask_bits"][1].tolist() == [1 << 3, 0, 0]
+    assert held["weight_int8.values"].tolist() == [-128, 1, 127]
+    assert torch.equal(octavo.load(nn.Linear(20, 6), tmp_path).weight_int8, weight)
 
 
 @pytest.mark.parametrize(("kept", "sparse"), [(101, True), (102, False)])
@@ -302,8 +363,8 @@ def test_a_weight_is_stored_in_the_smaller_form(tmp_path, kept, sparse):
     layer = Int8Linear(20, 6)
     layer.load_state_dict(layer.state_dict() | {"weight": weight.reshape(6, 20)})
     octavo.save(layer, tmp_path)
-    assert ("weight.values" in stored(tmp_path)) == sparse
-    assert torch.equal(octavo.load(nn.Linear(20, 6), tmp_path).weight.flatten(), weight)
+    assert ("weight_int8.values" in stored(tmp_path)) == sparse
+    assert torch.equal(octavo.load(nn.Linear(20, 6), tmp_path).weight_int8.flatten(), weight)
 
 
 def test_what_the_manifest_says(tmp_path):

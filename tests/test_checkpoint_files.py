@@ -97,8 +97,8 @@ def rewrite(directory, change):
     ("change", "match"),
     [
         (
-            lambda m: m.update(format_version=2, octavo="9.0"),
-            "format_version 1.*got 2, written by octavo '9.0'",
+            lambda m: m.update(format_version=3, octavo="9.0"),
+            "format_version 1 or 2.*got 3, written by octavo '9.0'",
         ),
         (lambda m: m.update(format_version=0), "expected format_version 1.*got 0"),
         (lambda m: m.update(format="pt"), "expected format 'octavo', got 'pt'"),
@@ -107,8 +107,8 @@ def rewrite(directory, change):
         (lambda m: m["tensors"].pop("1.bias"), r"has \['1.bias'\] besides"),
         (lambda m: m["tensors"].update(x={"storage": "dense"}), r"lacks \['x'\]"),
         (
-            lambda m: m["tensors"]["0.weight"].update(shape=[4, 15]),
-            "0.weight.values: expected|size mismatch|got",
+            lambda m: m["tensors"]["0.weight_int8"].update(shape=[4, 15]),
+            "0.weight_int8.values: expected|size mismatch|got",
         ),
         (lambda m: m["modules"].update({"7": m["modules"].pop("0")}), "lacks .*0.weight_scale"),
     ],
@@ -137,11 +137,11 @@ def test_directories_of_others_are_refused(small, tmp_path):
 def test_values_that_do_not_fit_their_mask_are_refused(small):
     good = stored(small)
     for name, value in (
-        ("0.weight.values", good["0.weight.values"][:-1].clone()),
-        ("0.weight.values", torch.zeros_like(good["0.weight.values"])),
-        ("0.weight.values", good["0.weight.values"].to(torch.uint8)),
-        ("0.weight.mask_bits", torch.zeros_like(good["0.weight.mask_bits"])),
-        ("0.weight.mask_bits", good["0.weight.mask_bits"][:-1].clone()),
+        ("0.weight_int8.values", good["0.weight_int8.values"][:-1].clone()),
+        ("0.weight_int8.values", torch.zeros_like(good["0.weight_int8.values"])),
+        ("0.weight_int8.values", good["0.weight_int8.values"].to(torch.uint8)),
+        ("0.weight_int8.mask_bits", torch.zeros_like(good["0.weight_int8.mask_bits"])),
+        ("0.weight_int8.mask_bits", good["0.weight_int8.mask_bits"][:-1].clone()),
         ("0.weight_scale", torch.ones(5, 1)),
     ):
         path = small / TENSORS

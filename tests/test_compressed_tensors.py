@@ -99,13 +99,14 @@ def is_what_transformers_reads(transformers, auto, model, directory, inputs, clo
     expected = model.state_dict()
     for name, table in model.named_modules():
         if isinstance(table, Int8Embedding):  # floats in this form
+            del expected[f"{name}.weight_int8"]
             scale = expected.pop(f"{name}.weight_scale")
-            expected[f"{name}.weight"] = octavo.dequantize(table.weight, scale[:, 0], dtype=model.dtype)
+            expected[f"{name}.weight"] = octavo.dequantize(table.weight_int8, scale[:, 0], dtype=model.dtype)
     same_tensors(expected, ours.state_dict())
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, Int8Linear)}
     for name, layer in layers.items():
         held = theirs.get_submodule(name)
-        assert torch.equal(held.weight, layer.weight), name
+        assert torch.equal(held.weight, layer.weight_int8), name
         assert torch.equal(held.weight_scale, layer.weight_scale.to(model.dtype)), name
     with torch.inference_mode():
         expected, got, again = (m(**inputs)[0].float() for m in (model, theirs, ours))
@@ -113,7 +114,7 @@ def is_what_transformers_reads(transformers, auto, model, directory, inputs, clo
     cosine = nn.functional.cosine_similarity(got.flatten(), expected.flatten(), 0)
     assert cosine > closeness  # activations are scaled by max|x| / 127 here, by max|x| / 127.5 there
     for name, layer in layers.items():  # the call has made floats of their weights
-        expected = layer.weight * layer.weight_scale.to(model.dtype)
+        expected = layer.weight_int8 * layer.weight_scale.to(model.dtype)
         assert torch.equal(theirs.get_submodule(name).weight, expected.to(model.dtype)), name
     return theirs
 
@@ -224,7 +225,7 @@ def test_scales_of_others_are_widened_and_expanded(tmp_path):
     held = safe.load_file(tmp_path / TENSORS)
     assert torch.equal(model[0].weight_scale, held["0.weight_scale"].float())
     assert torch.equal(model[2].weight_scale, torch.full((9, 1), 0.5**7))
-    assert torch.equal(model[2].weight, held["2.weight"])
+    assert torch.equal(model[2].weight_int8, held["2.weight"])
     edit_tensors(tmp_path, lambda tensors: tensors["0.weight_zero_point"].add_(1))
     refused("0.weight_zero_point: expected zeros", tmp_path)
 

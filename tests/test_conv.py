@@ -88,9 +88,9 @@ def test_every_isa_equals_the_reference(case):
     x, weight, scale, bias, groups, window = case
     expected = expected_of(*case)
     packed = octavo.pack_conv_weight(weight, scale, groups=groups)
-    found = packed.unpack()
-    assert_same(found[0], np.ascontiguousarray(weight))
-    assert_same(found[1], scale)
+    assert_same(packed.unpack()[1], scale)
+    for label, back in on_every_isa(lambda: packed.unpack()[0], (1, 2)):
+        assert_same(back, np.ascontiguousarray(weight), label)
     for label, y in on_every_isa(lambda: octavo.int8_conv2d(x, packed, bias, **window)):
         assert_same(y, expected, label)
         innermost = not x.flags.c_contiguous and x.transpose(0, 2, 3, 1).flags.c_contiguous
@@ -258,6 +258,17 @@ def test_packed_weights_pickle_and_refuse_what_is_damaged(groups):
             make(bad, packed.scale, packed.shape, groups)
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_weight_damaged_since_is_not_unpacked(groups):
+    weight = np.zeros((64, 64, 1, 1), np.int8)
+    part = octavo.pack_weight(weight[: 64 // groups, :, 0, 0], layout="bitmask").buffer
+    packed = octavo.PackedConvWeight(np.tile(part, groups), np.ones(64, np.float32), (64, 64, 1, 1), groups)
+    assert_same(packed.unpack()[0], weight)
+    packed.buffer[64 + 4 * 64 // groups + 8] = 200  # an offset
+    with pytest.raises(ValueError, match="buffer: expected the parts of a bitmask layout"):
+        packed.unpack()
+
+
 def test_errors():
     weight = np.ones((4, 2, 3, 3), np.float32)
     packed = octavo.pack_conv_weight(weight, groups=2)
@@ -354,7 +365,7 @@ def test_opcheck(groups, last):
     x = (x.to(memory_format=torch.channels_last) if last else x).requires_grad_()
     scale, bias = conv.weight_scale.clone().requires_grad_(), conv.bias.detach().clone().requires_grad_()
     torch.library.opcheck(
-        op, (x, conv.weight, scale, bias, [2, 1], [1, 0, 2, 2], [1, 2], groups), {"activation": "gelu"}
+        op, (x, conv.weight_int8, scale, bias, [2, 1], [1, 0, 2, 2], [1, 2], groups), {"activation": "gelu"}
     )
     torch.library.opcheck(
         op,
@@ -387,12 +398,12 @@ def test_gradients_are_those_of_the_float_convolution(groups, activation):
     x = (torch.randn(2, 6, 9, 8)).requires_grad_()
     scale, bias = conv.weight_scale.clone().requires_grad_(), conv.bias.detach().clone().requires_grad_()
     window = as_window((2, 1), (1, 2), (1, 2), (3, 3))
-    y = torch.ops.octavo.int8_conv2d(x, conv.weight, scale, bias, *window, groups, activation=activation)
+    y = torch.ops.octavo.int8_conv2d(x, conv.weight_int8, scale, bias, *window, groups, activation=activation)
     steps = torch.randn(y.shape)
     (y * steps).sum().backward()
     fx = octavo.dequantize(*octavo.quantize(x.detach().reshape(2, -1))[:2]).reshape(x.shape).requires_grad_()
     fs, fb = scale.detach().clone().requires_grad_(), bias.detach().clone().requires_grad_()
-    z = torch.nn.functional.conv2d(fx, conv.weight.float() * fs, fb, (2, 1), (1, 2), (1, 2), groups)
+    z = torch.nn.functional.conv2d(fx, conv.weight_int8.float() * fs, fb, (2, 1), (1, 2), (1, 2), groups)
     act = {None: lambda v: v, "relu": torch.relu}.get(
         activation, lambda v: torch.nn.functional.gelu(v, approximate="tanh")
     )
@@ -442,8 +453,8 @@ def test_a_layer_is_near_the_float_one(options):
     x = torch.randn(3, 6, 12, 11)
     expected = source(x)
     assert (conv(x) - expected).abs().max() < 0.05 * expected.abs().max()
-    assert conv.weight.dtype == torch.int8
-    assert conv.weight.shape == source.weight.shape
+    assert conv.weight_int8.dtype == torch.int8
+    assert conv.weight_int8.shape == source.weight.shape
     if "padding_mode" in options:
         framed = torch.nn.functional.pad(x, (1, 1, 2, 2), mode=options["padding_mode"])
         assert torch.equal(conv(x), int8()(framed))
@@ -464,7 +475,8 @@ def test_a_layer_travels(options):
     n, c = conv.out_channels, 6 // conv.groups
     assert shapes.pop("bias", None) == (None if conv.bias is None else (torch.float32, (n,)))
     assert shapes == {
-        "weight": (torch.int8, (n, c, 3, 3)),
+        "weight": (torch.float32, (0,)),
+        "weight_int8": (torch.int8, (n, c, 3, 3)),
         "weight_scale": (torch.float32, (n, 1, 1, 1)),
     }
     file = io.BytesIO()
@@ -494,11 +506,11 @@ def test_a_layer_travels(options):
     half = copy.deepcopy(conv).bfloat16()
     assert half.weight_scale.dtype == torch.float32
     assert half(x.bfloat16()).dtype == torch.bfloat16
-    del state["weight"]
+    del state["weight_int8"]
     with pytest.raises(RuntimeError, match=r"Missing key.*weight"):
         fresh().load_state_dict(state)
-    state["weight"] = torch.zeros(n, c, 3, 2, dtype=torch.int8)
-    with pytest.raises(RuntimeError, match="weight: expected int8"):
+    state["weight_int8"] = torch.zeros(n, c, 3, 2, dtype=torch.int8)
+    with pytest.raises(RuntimeError, match="weight_int8: expected int8"):
         other.load_state_dict(state)
     assert torch.equal(other(x), expected)
 
@@ -535,7 +547,7 @@ def test_one_sample_is_a_batch_of_one(options):
     conv(batch).sum().backward()
     assert torch.equal(wanting.grad, batch.grad[0])
     x = channels_innermost(x[None].numpy())[0]
-    packed = octavo.pack_conv_weight(conv.weight, conv.weight_scale.flatten(), groups=conv.groups)
+    packed = octavo.pack_conv_weight(conv.weight_int8, conv.weight_scale.flatten(), groups=conv.groups)
     arrays = octavo.pack_conv_weight(*map(to_numpy, packed.unpack()), groups=conv.groups)
     expected = octavo.int8_conv2d(x[None], arrays, stride=2)[0]
     assert_same(octavo.int8_conv2d(x, arrays, stride=2), expected)

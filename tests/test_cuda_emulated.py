@@ -150,7 +150,7 @@ def test_layers_store_what_the_kernels_read(on_torch, monkeypatch):
         layer = nn.Int8Linear.from_float(source)
         data, scale, _ = octavo.reference.quantize(to_numpy(source.weight))
         assert layer._stored.dim() == (1 if packed else 2)
-        assert_same(layer.weight, data)
+        assert_same(layer.weight_int8, data)
         x = torch.randn(3, k)
         expected = octavo.reference.int8_linear(
             to_numpy(x), data, scale, to_numpy(source.bias), None, "float32"

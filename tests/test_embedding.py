@@ -415,7 +415,7 @@ def test_a_tied_head_has_the_same_weight_and_scale():
     embedded = Int8Embedding.from_float(table)
     for config in (octavo.Int8Dynamic(), Int8WeightOnly()):
         linear = Int8Linear.from_float(head, config)
-        assert torch.equal(embedded.weight, linear.weight)
+        assert torch.equal(embedded.weight_int8, linear.weight_int8)
         assert torch.equal(embedded.weight_scale, linear.weight_scale)
 
 
@@ -433,7 +433,8 @@ def test_state_dicts_and_copies_hold_the_table(bag):
     layer = cls.from_float(source)
     state = layer.state_dict()
     assert {key: (value.dtype, tuple(value.shape)) for key, value in state.items()} == {
-        "weight": (torch.int8, (40, 24)),
+        "weight": (torch.float32, (0,)),
+        "weight_int8": (torch.int8, (40, 24)),
         "weight_scale": (torch.float32, (40, 1)),
     }
     indices = torch.randint(0, 40, (3, 5))
@@ -446,9 +447,9 @@ def test_state_dicts_and_copies_hold_the_table(bag):
     for other in others:
         assert torch.equal(other(indices), layer(indices))
         assert repr(other) == repr(layer)
-    with pytest.raises(RuntimeError, match=r"weight: expected int8, got torch.float32"):
+    with pytest.raises(RuntimeError, match=r"weight: expected int8 \(40, 24\), got torch.float32"):
         cls(40, 24).load_state_dict({**state, "weight": source.weight.detach()})
-    with pytest.raises(RuntimeError, match="size mismatch for weight"):
+    with pytest.raises(RuntimeError, match=r"weight_int8: expected int8 \(41, 24\), got"):
         cls(41, 24).load_state_dict(state)
     with pytest.raises(RuntimeError, match="Missing key"):
         cls(40, 24).load_state_dict({"weight_scale": state["weight_scale"]})
@@ -463,7 +464,9 @@ def test_another_dtype_changes_results_only():
     for dtype in (torch.bfloat16, torch.float16, torch.float64):
         layer.to(dtype)
         assert layer(torch.tensor([1])).dtype == dtype
-        for key, value in layer.state_dict().items():
+        after = layer.state_dict()
+        assert after.pop("weight").dtype == dtype
+        for key, value in after.items():
             assert value.dtype == state[key].dtype
             assert torch.equal(value, state[key])
         assert copy.deepcopy(layer)(torch.tensor([1])).dtype == dtype

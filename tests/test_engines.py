@@ -143,7 +143,7 @@ def test_layers_on_a_device_pack_only_rows_that_kernels_cannot_read(there):
         assert layer._stored.dim() == dims
         assert layer._stored.device.type == "cuda"
         assert layer.weight.shape == (24, k)
-        assert layer.state_dict()["weight"].shape == (24, k)
+        assert layer.state_dict()["weight_int8"].shape == (24, k)
         assert layer(there(3, k)).shape == (3, 24)
 
 

@@ -302,3 +302,78 @@ def test_llama():
     )  # fmt: skip
     model = int8(transformers.LlamaForCausalLM(config))
     compare(model, ["activation"] * 2 + ["norm"] * 5 + ["mask"], other=(4, 9))
+
+
+def plain(value):
+    """The attributes of a result and of all in it, by name."""
+    if value is None or isinstance(value, torch.Tensor | bool | int | float | str | type):
+        return value
+    if isinstance(value, torch.dtype | torch.device):
+        return value
+    if isinstance(value, dict):
+        return {name: plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [type(value), *map(plain, value)]
+    return {"": type(value), **plain(vars(value))}
+
+
+def assert_alike(found, wanted):
+    assert type(found) is type(wanted)
+    if isinstance(wanted, torch.Tensor):
+        torch.testing.assert_close(found, wanted, rtol=0.1, atol=0.1)
+    elif isinstance(wanted, dict):
+        assert list(found) == list(wanted)
+        for name, value in wanted.items():
+            assert_alike(found[name], value)
+    elif isinstance(wanted, list):
+        assert len(found) == len(wanted)
+        for each in zip(found, wanted, strict=True):
+            assert_alike(*each)
+    else:
+        assert found == wanted
+
+
+CACHED = {
+    "Llama": {"num_key_value_heads": 2},
+    "Bart": {"decoder_layers": 2, "encoder_layers": 2, "decoder_ffn_dim": 64, "encoder_ffn_dim": 64,
+             "decoder_attention_heads": 4, "encoder_attention_heads": 4, "d_model": 32},
+    "T5": {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4,
+           "decoder_start_token_id": 0},
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # transformers renames past_key_values
+@pytest.mark.parametrize("name", CACHED)
+def test_caches(name):
+    transformers = pytest.importorskip("transformers")
+    suffix = "ForCausalLM" if name == "Llama" else "ForConditionalGeneration"
+    config = getattr(transformers, f"{name}Config")(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2, **CACHED[name],
+    )  # fmt: skip
+    model = int8(getattr(transformers, name + suffix)(config))
+    key = "input_ids" if name == "Llama" else "decoder_input_ids"
+
+    def call(rows):
+        ids = {"input_ids": torch.randint(3, 60, (rows, 7))}
+        return ids if name == "Llama" else {**ids, key: torch.randint(3, 60, (rows, 5))}
+
+    fused = octavo.fuse_(copy.deepcopy(model), call(2))
+    calls = count_graph_calls(fused)
+    for rows in (3, 2):
+        inputs = call(rows)
+        found, wanted = fused(**inputs), model(**inputs)
+        assert_alike(plain(found), plain(wanted))
+    assert calls == [2]
+    before = plain(copy.deepcopy(found.past_key_values))
+    other = fused(**inputs)
+    step = {**inputs, key: torch.randint(3, 60, (2, 1))}
+    results = [
+        m(**step, past_key_values=each.past_key_values) for m, each in ((fused, found), (model, wanted))
+    ]
+    assert_alike(*map(plain, results))
+    assert_alike(plain(other.past_key_values), before)  # the step has changed its own alone
+    assert calls == [3]
+    ids = call(2)["input_ids"]
+    generated = [m.generate(ids, max_new_tokens=4, do_sample=False) for m in (fused, model)]
+    assert generated[0].shape == generated[1].shape

@@ -23,7 +23,7 @@ FLOORS = [
     ["ops/"],
     ["torch_ops/"],
     ["optim/"],
-    ["nn/configs.py"],
+    ["nn/configs.py", "nn/kinds.py"],
     ["nn/layers/", "nn/prune/"],
     ["nn/convert/"],
     ["nn/fuse/"],

@@ -168,6 +168,12 @@ def unpack_weight(s: Sample) -> Call:
     return (packed, *s.shape), {}
 
 
+def unpack_conv_weight(s: Sample) -> Call:
+    weight, groups = s.ints(8, s.one_of(1, 3), 3, 2), s.one_of(1, 2, 8)
+    packed = octavo.pack_conv_weight(weight, torch.ones(8, dtype=torch.float32), groups=groups)
+    return (packed.buffer, weight.shape, groups), {}
+
+
 def int8_linear(s: Sample) -> Call:
     with_rows(s)
     bias = s.floats(5) if s.one_of(True, False) else None
@@ -308,6 +314,7 @@ OPS = {
     "prune_quantize": prune_quantize,
     "quantize": quantize,
     "scaled_int_mm": scaled_int_mm,
+    "unpack_conv_weight": unpack_conv_weight,
     "unpack_mask": unpack_mask,
     "unpack_weight": unpack_weight,
     "weight_only_linear": weight_only_linear,

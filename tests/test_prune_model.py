@@ -309,7 +309,7 @@ def test_kept_masks_hold_through_training(name):
     x = torch.randn(5, 16)
     expected = m(x).detach()
     quantized = quantize_(copy.deepcopy(m))
-    assert torch.equal(quantized[0].weight, octavo.quantize(m[0].weight.detach()).data)
+    assert torch.equal(quantized[0].weight_int8, octavo.quantize(m[0].weight.detach()).data)
     assert not quantized[0].weight[before[0] == 0].any()
     for i in (0, 2):
         parametrize.remove_parametrizations(m[i], "weight")
@@ -342,7 +342,7 @@ def test_kept_masks_are_saved_and_combine():
 def test_kept_masks_reach_every_place_of_a_shared_weight():
     m = nn.ModuleDict({"embedding": nn.Embedding(12, 8), "head": nn.Linear(8, 12, bias=False)})
     m["embedding"].weight = m["head"].weight
-    prune_model_(m, sparsity=0.5, keep_masks=True)
+    prune_model_(m, sparsity=0.5, keep_masks=True, filter_fn=lambda _, fqn: fqn == "head")
     zero = m["head"].weight == 0
     assert int(zero.sum()) == 48
     assert len(list(m.parameters())) == 1
@@ -352,7 +352,7 @@ def test_kept_masks_reach_every_place_of_a_shared_weight():
     for child in m.values():
         assert not child.weight[zero].any()
         assert torch.equal(child.weight, m["head"].weight)
-    prune_model_(m, sparsity=0.75)
+    prune_model_(m, sparsity=0.75, filter_fn=lambda _, fqn: fqn == "head")
     assert int((m["embedding"].weight == 0).sum()) == 72
     for child in m.values():
         parametrize.remove_parametrizations(child, "weight")
@@ -369,3 +369,123 @@ def test_kept_masks_reach_attention_that_reads_its_weight():
     optimizer.step()
     assert not torch.equal(layer.self_attn.out_proj.weight, before)
     assert not layer.self_attn.out_proj.weight[zero].any()
+
+
+# ---- what else holds a weight ----
+
+
+class Held(nn.Module):
+    """A weight under a name of its own, a parameter or a buffer."""
+
+    def __init__(self, table):
+        super().__init__()
+        if isinstance(table, nn.Parameter):
+            self.table = table
+        else:
+            self.register_buffer("table", table)
+
+
+def as_embedding(weight):
+    return nn.Embedding(*weight.shape, _weight=weight)
+
+
+def with_weight(module, weight):
+    module.weight = weight
+    return module
+
+
+TIES = {
+    "embedding": lambda w: with_weight(as_embedding(w.detach()), w),
+    "embedding with memory in common": lambda w: as_embedding(w.data),
+    "masked embedding": lambda w: parametrize_(with_weight(as_embedding(w.detach()), w)),
+    "bilinear": lambda w: with_weight(nn.Bilinear(1, 1, 1), w),
+    "parameter of another name": Held,
+    "buffer": lambda w: Held(w.detach()),
+    "linear under another name": lambda w: with_table(nn.Linear(4, 4), w),
+}
+
+
+def parametrize_(module):
+    parametrize.register_parametrization(module, "weight", PruningMask(torch.ones(24, 40, dtype=torch.bool)))
+    return module
+
+
+def with_table(module, weight):
+    module.table = weight
+    return module
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("keep_masks", [False, True])
+@pytest.mark.parametrize("name", TIES)
+def test_a_weight_that_something_else_holds_is_left_alone(name, keep_masks, first):
+    head, body = nn.Linear(40, 24, bias=False), nn.Linear(16, 8)
+    other = TIES[name](head.weight)
+    each = {"other": other, "head": head} if first else {"head": head, "other": other}
+    m = nn.ModuleDict({**each, "body": body})
+    before = copy.deepcopy(m.state_dict())
+    prune_model_(m, sparsity=0.5, keep_masks=keep_masks)
+    assert body.weight.count_nonzero() < 128
+    assert torch.equal(head.weight, before["head.weight"])
+    only = nn.ModuleDict(each)
+    if name != "linear under another name":
+        with pytest.raises(ValueError, match=r"got none \(.*its weight is 'other\..* too, .*: 'head'"):
+            prune_model_(only, sparsity=0.5, keep_masks=keep_masks)
+        assert torch.equal(head.weight, before["head.weight"])
+    prune_model_(only, sparsity=0.5, filter_fn=lambda module, fqn: module is head)
+    assert head.weight.count_nonzero() == 480
+
+
+def test_linears_that_share_a_weight_are_pruned_once():
+    m = nn.Sequential(nn.Linear(40, 24), nn.Linear(40, 24))
+    m[1].weight = m[0].weight
+    prune_model_(m, sparsity=0.5, keep_masks=True)
+    assert m[1].weight.count_nonzero() == 480
+    prune_model_(m, sparsity=0.75)
+    assert m[1].weight.count_nonzero() == 240
+
+
+@pytest.mark.parametrize("keep_masks", [False, True])
+@pytest.mark.parametrize(
+    "select",
+    [
+        {"pattern": "2:4"},
+        *({"pattern": p, "sparsity": 0.5} for p in ("block4x16", "row", "column", "unstructured")),
+    ],
+)
+def test_transformers_conv1d_is_pruned_as_the_linear_that_it_is(select, keep_masks):
+    utils = pytest.importorskip("transformers.pytorch_utils")
+    layer, linear = utils.Conv1D(24, 64), nn.Linear(64, 24)
+    with torch.no_grad():
+        linear.weight.copy_(torch.randn(24, 64))
+        layer.weight.copy_(linear.weight.t())
+    m = prune_model_(nn.Sequential(layer), **select, keep_masks=keep_masks)
+    prune_model_(linear, **select, keep_masks=keep_masks)
+    assert 0 < linear.weight.count_nonzero() < linear.weight.numel()
+    assert torch.equal(m[0].weight.t(), linear.weight)
+    assert parametrize.is_parametrized(layer) == keep_masks
+    if keep_masks:
+        torch.optim.SGD(m.parameters(), 0.5).step(lambda: layer(torch.ones(2, 64)).sum().backward())
+        assert torch.equal(layer.weight.t() == 0, linear.weight == 0)
+        prune_model_(m, sparsity=0.9, keep_masks=True)
+        assert not layer.weight.t()[linear.weight == 0].any()
+    zero = layer.weight == 0
+    assert not quantize_(m)[0].weight.t()[zero].any()
+
+
+def test_why_there_is_nothing_to_prune():
+    half = nn.Linear(4, 4)
+    half.weight = nn.Parameter(half.weight.to(torch.int8), requires_grad=False)
+    for m, match in (
+        (nn.Sequential(nn.ReLU(), nn.LayerNorm(4)), "got none$"),
+        (
+            nn.Sequential(*[nn.Conv2d(3, 3, 3) for _ in range(5)]),
+            r"got none \(Conv2d is pruned only where filter_fn accepts it: '0', '1', '2' and 2 more\)",
+        ),
+        (nn.Sequential(half), r"\(its weight is int8: '0'\)"),
+        (nn.Sequential(nn.LazyLinear(4)), r"\(its weight is not initialized: run the model once: '0'\)"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            prune_model_(m, sparsity=0.5)
+    with pytest.raises(ValueError, match=r"\(filter_fn left it out: '0', '2'\)"):
+        prune_model_(pair(), sparsity=0.5, filter_fn=lambda *_: False)

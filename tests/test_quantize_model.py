@@ -224,7 +224,7 @@ def test_parametrized_layers_are_taken_as_they_compute():
     expected = octavo.quantize(m[0].weight.detach()).data
     quantize_(m)
     assert type(m[0]) is Int8Linear
-    assert torch.equal(m[0].weight, expected)
+    assert torch.equal(m[0].weight_int8, expected)
 
 
 # ---- how ----
@@ -242,7 +242,7 @@ def test_hooks_go_on():
     ]
     quantize_(m)
     expected = octavo.int8_linear(
-        2 * x, octavo.pack_weight(m["head"].weight, m["head"].weight_scale), m["head"].bias.detach()
+        2 * x, octavo.pack_weight(m["head"].weight_int8, m["head"].weight_scale), m["head"].bias.detach()
     )
     y = m["head"](x.requires_grad_())
     assert torch.equal(y.detach(), expected)
@@ -287,10 +287,11 @@ def test_tied_embedding_and_head_both_convert(embeddings, monkeypatch):
     m["head"].weight = m["other"].weight = m["bag"].weight = m["embedding"].weight
     octavo.prune_model_(m, sparsity=0.5, keep_masks=True, filter_fn=lambda _, name: True)
     quantize_(m)
-    assert torch.equal(m["embedding"].weight, m["head"].weight)
+    assert torch.equal(m["embedding"].weight, m["head"].weight_int8)
     assert m["embedding"].weight is m["other"].weight
     assert not torch.equal(m["embedding"].weight, m["bag"].weight)
-    assert set(m.state_dict()) == {f"{name}.{key}" for name in m for key in ("weight", "weight_scale")}
+    names = {f"{name}.{key}" for name in m for key in ("weight", "weight_scale")}
+    assert set(m.state_dict()) == names | {"head.weight_int8"}
 
 
 def test_meta_models_get_their_values_later():
@@ -349,10 +350,10 @@ def test_conv1d_becomes_a_linear_layer():
     assert type(m[0]) is Int8Linear
     assert m[0].training
     assert torch.equal(m[0](x).detach(), expected)
-    assert tuple(m.state_dict()["0.weight"].shape) == (24, 40)
+    assert tuple(m.state_dict()["0.weight_int8"].shape) == (24, 40)
     static = quantize_(nn.Sequential(layer), Int8Static([x]))
     assert type(static[0]).__name__ == "Int8StaticLinear"
-    assert torch.equal(static[0].weight, m[0].weight)
+    assert torch.equal(static[0].weight_int8, m[0].weight_int8)
 
     class Own(utils.Conv1D):
         def forward(self, x):
@@ -362,7 +363,7 @@ def test_conv1d_becomes_a_linear_layer():
         quantize_(Own(3, 4))
     octavo.prune_model_(m := nn.Sequential(layer), sparsity=0.5, keep_masks=True, filter_fn=lambda *_: True)
     expected = m[0].weight.detach().t() != 0
-    assert torch.equal(quantize_(m)[0].weight != 0, expected)
+    assert torch.equal(quantize_(m)[0].weight_int8 != 0, expected)
 
 
 @torch.no_grad()
@@ -388,7 +389,7 @@ def test_language_models(name, static, embeddings):
     assert not [row for row in octavo.explain(m) if row.why.startswith("float")]
     actual = m(**batch).logits
     assert (actual - expected).norm() < 0.05 * expected.norm()
-    assert torch.equal(m.get_input_embeddings().weight, m.get_output_embeddings().weight)
+    assert torch.equal(m.get_input_embeddings().weight, m.get_output_embeddings().weight_int8)
     state = m.state_dict()
     again = kind(sizes).eval()
     quantize_(again, config)

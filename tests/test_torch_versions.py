@@ -20,7 +20,8 @@ HERE = Path(__file__).parent
 TESTS = (
     "test_opcheck.py", "test_torch_ops.py", "test_torch_compile.py", "test_nn.py", "test_conv.py",
     "test_embedding.py", "test_weight_only.py", "test_static.py", "test_attention_module.py",
-    "test_quantize_model.py", "test_fusion.py", "test_fused_models.py", "test_training.py",
+    "test_quantize_model.py", "test_fusion.py", "test_fused_calls.py",
+    "test_fused_models.py", "test_training.py",
 )  # fmt: skip
 # what takes longest, and asks of torch what others of them ask too
 LEFT_OUT = (

@@ -102,4 +102,5 @@ def test_every_operation_is_refused_something():
     called = {name for case in test_errors.CASES for name in case[3].__code__.co_names}
     shared = {"norm_quantize": "rms_norm_quantize", "prune_masks": "prune_mask"}
     shared |= {"int8_linears": "int8_linear", "unpack_weight": "pack_weight"}
+    shared |= {"unpack_conv_weight": "int8_conv2d"}
     assert {shared.get(name, name) for name in OPS} <= called

@@ -304,7 +304,9 @@ def test_group_sizes_are_checked():
     for size in (4.0, True, "8"):
         with pytest.raises(TypeError, match="group_size: expected None or an int"):
             Int8WeightOnly(size)
-    with pytest.raises(ValueError, match=r"group_size: expected a divisor of in_features \(40\), got 16"):
+    with pytest.raises(
+        ValueError, match=r"group_size: expected a positive divisor of in_features \(40\), got 16"
+    ):
         Int8WeightOnlyLinear(40, 3, group_size=16)
     with pytest.raises(ValueError, match="group_size: expected a positive divisor"):
         Int8WeightOnlyLinear.from_float(torch.nn.Linear(40, 3), Int8WeightOnly(16))
@@ -383,7 +385,7 @@ def test_a_module_computes_the_function(dtype, group_size):
     want = octavo.weight_only_linear(x, found, source.bias.detach())
     assert torch.equal(layer(x), want)
     assert torch.equal(layer(x[0, 0]), want[0, 0])
-    assert torch.equal(layer.weight, found.data)
+    assert torch.equal(layer.weight_int8, found.data)
     torch.testing.assert_close(want.double(), source(x).double(), rtol=0.05, atol=0.05)
     assert layer.train().training
     assert not layer.eval().training
@@ -398,7 +400,8 @@ def test_state_dicts_and_copies_hold_the_layer(group_size):
     groups = 1 if group_size is None else 48 // group_size
     state = layer.state_dict()
     assert {key: (value.dtype, tuple(value.shape)) for key, value in state.items()} == {
-        "weight": (torch.int8, (24, 48)),
+        "weight": (torch.float32, (0,)),
+        "weight_int8": (torch.int8, (24, 48)),
         "weight_scale": (torch.float32, (24, groups)),
         "bias": (torch.float32, (24,)),
     }
@@ -424,7 +427,7 @@ def test_another_dtype_changes_the_bias_only():
     assert layer.bias.dtype == torch.bfloat16
     assert layer.weight_scale.dtype == torch.float32
     assert torch.equal(layer.weight_scale, state["weight_scale"])
-    assert torch.equal(layer.weight, state["weight"])
+    assert torch.equal(layer.weight_int8, state["weight_int8"])
     x = torch.randn(3, 48).bfloat16()
     assert layer(x).dtype == torch.bfloat16
 

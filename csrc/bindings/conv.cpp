@@ -64,6 +64,22 @@ void bind_conv(py::module_& m) {
         }
         return ConvWeight{at<const void>(address), n, channels, kernel_h, kernel_w, groups, packed_nbytes};
       });
+  define(m, "unpack_conv_weight", {"weight", "bundle", "w", "where"},
+         [](const ConvWeight& weight, int64_t bundle, Address w, int threads) {
+           const int64_t channels = weight.channels / weight.groups, n = weight.n / weight.groups;
+           check(weight.packed_nbytes > 0, "weight", "a packed one", weight.packed_nbytes);
+           check(bundle >= 1 && channels % bundle == 0 && n % bundle == 0, "bundle",
+                 "groups that divide a matrix", bundle);
+           const PackedConv packed = {weight.data,
+                                      weight.packed_nbytes,
+                                      weight.groups,
+                                      bundle,
+                                      weight.n,
+                                      channels / bundle,
+                                      weight.kernel_h * weight.kernel_w};
+           const py::gil_scoped_release release;
+           unpack_conv_weight(packed, at<int8_t>(w), threads);
+         });
   define(m, "int8_conv2d",
          {"x", "weight", "window", "scale", "bias", "bias_dtype", "activation", "out", "out_dtype",
           "out_height", "out_width", "channels_last", "where"},

@@ -232,6 +232,10 @@ def sparse_pays() -> tuple[float, float]:
 def weight_only_linear(x: FloatRows, *, target: Target, scale: int, groups: int, where: int) -> None:
     """scale: float32 [n, groups]; that of the target is not read."""
 
+def unpack_conv_weight(weight: ConvWeight, *, bundle: int, w: int, where: int) -> None:
+    """bundle: how many groups a packed matrix holds, as blocks in zeros; w: int8, contiguous [n, channels /
+    (groups * bundle), kernel_h, kernel_w]."""
+
 def int8_conv2d(
     x: Image,
     *,

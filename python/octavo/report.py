@@ -83,6 +83,7 @@ def _module_rows(model: Any) -> list[Explanation]:
 
 
 def _int8_module_row(name: str, module: Any) -> Explanation:
+    from .nn.layers.base import PackedModule
     from .nn.layers.linear import PackedLinear
 
     nbytes = sum(buffer.nbytes for buffer in module.buffers(recurse=False))
@@ -90,7 +91,7 @@ def _int8_module_row(name: str, module: Any) -> Explanation:
     if isinstance(module, PackedLinear) and module._stored.dim() == 1:
         weight = PackedWeight(module._stored)
         return _int8_row(name, weight.buffer, weight.shape, weight.density, weight.layout, *more)
-    stored = module.weight
+    stored = module.weight_int8 if isinstance(module, PackedModule) else module.weight
     return _int8_row(name, stored, tuple(stored.shape), density(stored), "plain", *more)
 
 
@@ -98,17 +99,19 @@ def _float_module_rows(name: str, module: Any) -> list[Explanation]:
     """One row if the module itself holds weights, float parameters with two dimensions or more; else none."""
     from torch.nn.utils.parametrize import is_parametrized
 
-    from .nn.convert.replaceable import REASON, why_float
+    from .nn.convert.belongings import weights_of_eval
+    from .nn.convert.replaceable import why_noted
 
     names = [*module._parameters, *(module.parametrizations if is_parametrized(module) else ())]
-    found = [getattr(module, each) for each in names]
+    with weights_of_eval(module):
+        found = [getattr(module, each) for each in names]
     weights = [w for w in found if w is not None and w.dim() > 1 and w.is_floating_point()]
     if not weights:
         return []
     size = sum(w.numel() for w in weights)
     share = sum(density(w) * w.numel() for w in weights) / size if size else 1.0
     nbytes = sum(int(w.nbytes) for w in weights)
-    why = why_float(module) or vars(module).get(REASON, "float: octavo.quantize_ was not called")
+    why = why_noted(module)
     dtype = str(weights[0].dtype).removeprefix("torch.")
     return [Explanation(name, tuple(weights[0].shape), f"torch {dtype}", "dense", share, nbytes, why)]
 

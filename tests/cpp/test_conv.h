@@ -84,4 +84,50 @@ void test_conv_driver() {
   }
 }
 
+struct ConvWeightShape {
+  int64_t n, channels, taps, matrices, bundle;
+};
+
+const ConvWeightShape kConvWeights[] = {{0, 3, 9, 1, 1},   {5, 0, 4, 1, 1},    {7, 3, 49, 1, 1},
+                                        {70, 21, 9, 1, 1}, {200, 64, 1, 1, 1}, {64, 16, 9, 8, 2},
+                                        {40, 5, 6, 4, 5},  {60, 9, 1, 4, 3},   {66, 17, 4, 3, 1}};
+
+// Each weight packed as conv2d takes it, unpacked again, against where it was. Sparse layouts: one matrix, as they differ in size.
+void test_conv_weights() {
+  for (const ConvWeightShape& s : kConvWeights) {
+    const int64_t pitch = s.bundle * s.channels, k = s.taps * pitch, columns = s.n / s.matrices;
+    Bytes w = int8s(s.n * s.channels * s.taps), rows(s.n * k, 0, 0);
+    for (int64_t column = 0; column < s.n; ++column) {
+      const int64_t group = column % columns / (columns / s.bundle);
+      for (int64_t c = 0; c < s.channels; ++c) {
+        for (int64_t tap = 0; tap < s.taps; ++tap) {
+          rows.as<int8_t>()[column * k + tap * pitch + group * s.channels + c] =
+              w.as<int8_t>()[(column * s.channels + c) * s.taps + tap];
+        }
+      }
+    }
+    for (const Layout layout : {Layout::dense, Layout::bitmask, Layout::block}) {
+      if (layout != Layout::dense && s.matrices > 1) continue;
+      Bytes packed(0);
+      for (int64_t i = 0; i < s.matrices; ++i) {
+        Bytes one = pack({rows.as<int8_t>() + i * columns * k, columns, k, k, 1}, layout);
+        if (i == 0) packed = Bytes(s.matrices * one.size());
+        memcpy(packed.as<char>() + i * one.size(), one.data(), static_cast<size_t>(one.size()));
+      }
+      const PackedConv weight = {
+          packed.data(), packed.size() / s.matrices, s.matrices, s.bundle, s.n, s.channels, s.taps};
+      compare_drivers("unpack_conv_weight", w.size(), DType::i32, [&](void* out, int threads) {
+        unpack_conv_weight(weight, static_cast<int8_t*>(out), threads);
+        expect(memcmp(out, w.data(), static_cast<size_t>(w.size())) == 0, "unpacked", s.n, s.channels,
+               s.taps);
+      });
+    }
+  }
+}
+
+void test_conv() {
+  test_conv_driver();
+  test_conv_weights();
+}
+
 }  // namespace

@@ -495,7 +495,7 @@ int main(int argc, char** argv) {
       {"activations", test_activations},
       {"quantize driver", test_quantize_driver},
       {"norm driver", test_norm_driver},
-      {"conv driver", test_conv_driver},
+      {"conv", test_conv},
       {"prune drivers", test_prune_drivers},
       {"linear driver", test_linear_driver},
       {"weight-only", test_weight_only},

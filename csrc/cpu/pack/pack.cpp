@@ -1,5 +1,6 @@
-// Packing, by blocks of a panel (16 columns x 64 terms, 1 KiB) and four panels at a time, so that each cache line and page
-// of the weight is visited once, whichever of its axes is contiguous.
+// Packing and unpacking, by blocks of a panel (16 columns x 64 terms, 1 KiB) and four panels at a time, so that each cache line
+// and page of the weight is visited once, whichever of its axes is contiguous. A block is 16 x 16 words of four terms: between
+// columns and lines lies a transposition of words.
 #include <cstring>
 
 #ifdef __linux__
@@ -16,28 +17,48 @@ namespace {
 constexpr int64_t kBlockBytes = kPanelN * kPanelK;
 constexpr int64_t kGrain = 1 << 18;  // weights worth a thread
 
+int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// Both ways: the columns of 16 lines, or the lines of 16 columns, whose first bytes lie `stride` apart. Of trip counts that the
+// compiler knows, else it takes a word at a time.
+void transpose_words(const int8_t* from, int64_t from_stride, int8_t* to, int64_t to_stride) {
+  static_assert(kPanelN * kGroupK == kLine && kPanelK == kLine, "a block is as many words wide as high");
+  for (int64_t i = 0; i < kPanelN; ++i) {
+    int8_t row[kLine];
+    for (int64_t j = 0; j < kPanelN; ++j) {
+      memcpy(row + j * kGroupK, from + j * from_stride + i * kGroupK, kGroupK);
+    }
+    memcpy(to + i * to_stride, row, kLine);
+  }
+}
+
 // w[c * n_stride + i * k_stride] for c < columns, i < terms; zeros elsewhere.
 void pack_block(const int8_t* w, int64_t columns, int64_t terms, int64_t n_stride, int64_t k_stride,
                 int8_t* lines) {
-  if (columns < kPanelN || terms < kPanelK) memset(lines, 0, kBlockBytes);
-  int64_t packed = 0;  // terms
-  if (k_stride == 1) {
-    for (; packed + kGroupK <= terms; packed += kGroupK, lines += kLine) {
-      for (int64_t c = 0; c < columns; ++c) memcpy(lines + c * kGroupK, w + c * n_stride + packed, kGroupK);
-    }
-  } else if (n_stride == 1 && columns == kPanelN) {
-    for (; packed + kGroupK <= terms; packed += kGroupK, lines += kLine) {
-      const int8_t* row = w + packed * k_stride;
+  const bool whole = columns == kPanelN && terms == kPanelK;
+  if (whole && k_stride == 1) return transpose_words(w, n_stride, lines, kLine);
+  if (whole && n_stride == 1) {
+    for (int64_t first = 0; first < kPanelK; first += kGroupK, lines += kLine) {
+      const int8_t* row = w + first * k_stride;
       for (int64_t c = 0; c < kPanelN; ++c) {
         for (int64_t i = 0; i < kGroupK; ++i) lines[c * kGroupK + i] = row[i * k_stride + c];
       }
     }
+    return;
   }
-  for (; packed < terms; packed += kGroupK, lines += kLine) {
-    for (int64_t i = packed; i < terms && i < packed + kGroupK; ++i) {
-      for (int64_t c = 0; c < columns; ++c) lines[c * kGroupK + i % kGroupK] = w[c * n_stride + i * k_stride];
-    }
+  int8_t block[kBlockBytes] = {};
+  for (int64_t c = 0; c < columns; ++c) {
+    for (int64_t i = 0; i < terms; ++i) block[c * kPanelK + i] = w[c * n_stride + i * k_stride];
   }
+  transpose_words(block, kPanelK, lines, kLine);
+}
+
+// The first `columns` x `terms` of a block, to rows of w that lie k apart.
+void unpack_block(const int8_t* lines, int64_t columns, int64_t terms, int8_t* w, int64_t k) {
+  if (columns == kPanelN && terms == kPanelK) return transpose_words(lines, kLine, w, k);
+  int8_t block[kBlockBytes];
+  transpose_words(lines, kLine, block, kPanelK);
+  for (int64_t c = 0; c < columns; ++c) memcpy(w + c * k, block + c * kPanelK, static_cast<size_t>(terms));
 }
 
 void add_column_sums(const int8_t* lines, int32_t* sums) {
@@ -59,14 +80,12 @@ void advise_huge_pages([[maybe_unused]] void* buffer, [[maybe_unused]] int64_t b
 #endif
 }
 
-int8_t at(const WeightArgs& a, int64_t n, int64_t k) { return a.w[n * a.n_stride + k * a.k_stride]; }
-
 // The dense lines of panels [begin, end).
 void pack_panels(const WeightArgs& a, int64_t begin, int64_t end, int8_t* panels, int32_t* colsum) {
   for (int64_t first = 0; first < a.k; first += kPanelK) {
-    const int64_t terms = a.k - first < kPanelK ? a.k - first : kPanelK;
+    const int64_t terms = smaller(a.k - first, kPanelK);
     for (int64_t p = begin; p < end; ++p) {
-      const int64_t column = p * kPanelN, columns = a.n - column < kPanelN ? a.n - column : kPanelN;
+      const int64_t column = p * kPanelN, columns = smaller(a.n - column, kPanelN);
       int8_t* lines = panels + (p - begin) * panel_bytes(a.k) + first * kPanelN;
       pack_block(a.w + column * a.n_stride + first * a.k_stride, columns, terms, a.n_stride, a.k_stride,
                  lines);
@@ -79,33 +98,52 @@ void pack_panels(const WeightArgs& a, int64_t begin, int64_t end, int8_t* panels
   fail("weight", "to stay as it is while it is packed; counted " + std::to_string(counted), "another count");
 }
 
-// Masks and kept bytes of a pair of dense panels. `kept` holds `count` bytes, and not one more may be written.
+// 1 in each byte of 8 that is not zero.
+uint64_t nonzero(const int8_t* bytes) {
+  constexpr uint64_t kLow = 0x7F7F7F7F7F7F7F7F;
+  uint64_t word;
+  memcpy(&word, bytes, sizeof word);
+  return (((word & kLow) + kLow) | word) >> 7 & 0x0101010101010101;
+}
+
+// Masks and kept bytes of a pair of dense panels. `kept` holds `count` bytes, and not one more may be written. Without a branch
+// for each byte: zeros come at random.
 void compress_pair(const int8_t* panels, int64_t k, int64_t count, uint64_t* masks, int8_t* kept) {
   int64_t written = 0;
   for (int64_t i = 0; i < 2 * lines_of(k); ++i) {
     const int8_t* line = panels + pair_offset(i, k);
     uint64_t mask = 0;
+    for (int b = 0; b < kLine; b += 8) mask |= (nonzero(line + b) * 0x0102040810204080) >> 56 << b;
+    int8_t bytes[kLine];
+    int64_t found = 0;
     for (int b = 0; b < kLine; ++b) {
-      if (line[b] == 0) continue;
-      if (written == count) changed(count);
-      mask |= uint64_t{1} << b;
-      kept[written++] = line[b];
+      bytes[found] = line[b];
+      found += line[b] != 0;
     }
+    if (found > count - written) changed(count);
+    memcpy(kept + written, bytes, static_cast<size_t>(found));
+    written += found;
     masks[i] = mask;
   }
   if (written != count) changed(count);
 }
 
-// The tile whose first weight is w[n, k], zeros beyond the end; whether it has any weight but zeros.
-bool pack_tile(const WeightArgs& a, int64_t n, int64_t k, int8_t* tile) {
-  memset(tile, 0, kLine);
-  const int64_t columns = a.n - n < kTileColumns ? a.n - n : kTileColumns;
-  const int64_t terms = a.k - k < kTileTerms ? a.k - k : kTileTerms;
-  int any = 0;
-  for (int64_t c = 0; c < columns; ++c) {
-    for (int64_t i = 0; i < terms; ++i) any |= tile[c * kTileTerms + i] = at(a, n + c, k + i);
+// The tile whose first weight is w[n, k], zeros beyond the end; how many weights of it are not zero.
+int64_t pack_tile(const WeightArgs& a, int64_t n, int64_t k, int8_t* tile) {
+  const int64_t columns = smaller(a.n - n, kTileColumns), terms = smaller(a.k - k, kTileTerms);
+  const int8_t* w = a.w + n * a.n_stride + k * a.k_stride;
+  if (columns < kTileColumns || terms < kTileTerms) memset(tile, 0, kLine);
+  for (int64_t c = 0; c < columns; ++c, w += a.n_stride) {
+    int8_t* column = tile + c * kTileTerms;
+    if (terms == kTileTerms && a.k_stride == 1) {
+      memcpy(column, w, kTileTerms);
+    } else {
+      for (int64_t i = 0; i < terms; ++i) column[i] = w[i * a.k_stride];
+    }
   }
-  return any != 0;
+  uint64_t counts = 0;  // of each byte of eight
+  for (int64_t i = 0; i < kLine; i += 8) counts += nonzero(tile + i);
+  return static_cast<int64_t>(counts * 0x0101010101010101 >> 56);
 }
 
 // Indices and tiles of a row of tiles, and its columns' sums.
@@ -114,13 +152,36 @@ void pack_tile_row(const WeightArgs& a, int64_t n, int64_t count, uint16_t* inde
   int64_t written = 0;
   for (int64_t k = 0; k < a.k; k += kTileTerms) {
     int8_t tile[kLine];
-    if (!pack_tile(a, n, k, tile)) continue;
+    if (pack_tile(a, n, k, tile) == 0) continue;
     if (written == count) changed(count);
     index[written] = static_cast<uint16_t>(k / kTileTerms);
     memcpy(tiles + written++ * kLine, tile, kLine);
-    for (int64_t i = 0; i < kLine; ++i) colsum[i / kTileTerms] += tile[i];
+    for (int64_t c = 0; c < kTileColumns; ++c) {
+      int16_t sum = 0;
+      for (int64_t i = 0; i < kTileTerms; ++i) sum = static_cast<int16_t>(sum + tile[c * kTileTerms + i]);
+      colsum[c] += sum;
+    }
   }
   if (written != count) changed(count);
+}
+
+// `count` columns from `first` on, where a row of tiles begins.
+void unpack_tiles(const PackedView& packed, int64_t first, int64_t count, int8_t* columns) {
+  const int64_t k = packed.k;
+  for (int64_t n = 0; n < count; n += kTileColumns) {
+    const int64_t* tiles = packed.offsets + (first + n) / kTileColumns;
+    memset(columns + n * k, 0, static_cast<size_t>(smaller(count - n, kTileColumns) * k));
+    for (int64_t t = tiles[0]; t < tiles[1]; ++t) {
+      const int64_t term = packed.index[t] * kTileTerms, terms = smaller(k - term, kTileTerms);
+      const int8_t* from = packed.weights + t * kLine;
+      for (int64_t c = n; c < count && c < n + kTileColumns; ++c, from += kTileTerms) {
+        if (terms == kTileTerms)
+          memcpy(columns + c * k + term, from, kTileTerms);
+        else
+          memcpy(columns + c * k + term, from, static_cast<size_t>(terms));
+      }
+    }
+  }
 }
 
 // Offsets from counts; returns their sum.
@@ -152,14 +213,15 @@ void count_weight(const WeightArgs& a, int64_t* kept, int64_t* tiles, int thread
   memset(kept, 0, static_cast<size_t>(pairs_of(a.n)) * sizeof *kept);
   memset(tiles, 0, static_cast<size_t>(tile_rows_of(a.n)) * sizeof *tiles);
   for_strips(a, threads, [&](int64_t begin, int64_t end) {
-    for (int64_t n = begin * kPanelN; n < end * kPanelN && n < a.n; n += kTileColumns) {
-      for (int64_t k = 0; k < a.k; k += kTileTerms) {
-        int8_t tile[kLine];
-        if (!pack_tile(a, n, k, tile)) continue;
-        ++tiles[n / kTileColumns];
-        int count = 0;
-        for (const int8_t v : tile) count += v != 0;
-        kept[n / kPanelN / 2] += count;
+    const int64_t columns = smaller(a.n, end * kPanelN);
+    for (int64_t first = 0; first < a.k; first += kPanelK) {
+      for (int64_t n = begin * kPanelN; n < columns; n += kTileColumns) {
+        for (int64_t k = first; k < a.k && k < first + kPanelK; k += kTileTerms) {
+          int8_t tile[kLine];
+          const int64_t count = pack_tile(a, n, k, tile);
+          kept[n / kPanelN / 2] += count;
+          tiles[n / kTileColumns] += count != 0;
+        }
       }
     }
   });
@@ -217,20 +279,28 @@ void pack_weight(const WeightArgs& a, Layout layout, const int64_t* counts, void
   }
 }
 
+void unpack_panels(const PackedView& packed, int64_t begin, int64_t end, int8_t* columns) {
+  const int64_t k = packed.k, first = begin * kPanelN, count = smaller(packed.n, end * kPanelN) - first;
+  if (packed.layout == Layout::block) return unpack_tiles(packed, first, count, columns);
+  const int8_t* panel = packed.weights + begin * panel_bytes(k);
+  if (packed.layout == Layout::bitmask) {
+    auto* expanded = static_cast<int8_t*>(scratch(Slot::panels, kStripPanels * panel_bytes(k)));
+    expand_panels(packed, begin, end, expanded);
+    panel = expanded;
+  }
+  for (int64_t c = 0; c < count; c += kPanelN, panel += panel_bytes(k)) {
+    for (int64_t i = 0; i < k; i += kPanelK) {
+      unpack_block(panel + i * kPanelN, smaller(count - c, kPanelN), smaller(k - i, kPanelK),
+                   columns + c * k + i, k);
+    }
+  }
+}
+
 void unpack_weight(const void* buffer, int8_t* w, int threads) {
   const PackedView packed(buffer);
-  const int64_t k = packed.k;
-  for_strips({nullptr, packed.n, k, 0, 0}, threads, [&](int64_t begin, int64_t end) {
-    const int8_t* panels = packed.weights + begin * panel_bytes(k);
-    if (packed.layout != Layout::dense) {
-      auto* expanded = static_cast<int8_t*>(scratch(Slot::panels, kStripPanels * panel_bytes(k)));
-      expand_panels(packed, begin, end, expanded);
-      panels = expanded;
-    }
-    const int64_t first = begin * kPanelN;
-    for (int64_t n = first; n < packed.n && n < end * kPanelN; ++n) {
-      for (int64_t i = 0; i < k; ++i) w[n * k + i] = panels[dense_offset(n - first, i, padded_k(k))];
-    }
+  if (packed.k == 0) return;  // w may be nullptr
+  for_strips({nullptr, packed.n, packed.k, 0, 0}, threads, [&](int64_t begin, int64_t end) {
+    unpack_panels(packed, begin, end, w + begin * kPanelN * packed.k);
   });
 }
 

@@ -13,8 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..nn.convert.replaceable import why_left
 from ..nn.convert.swap import check_model
+from ..nn.kinds import listed
 from ..nn.layers import INT8_LAYERS
+from ..nn.layers.base import PackedModule
 from ..nn.layers.embedding import Int8Embedding, Int8EmbeddingBag
 from ..nn.layers.linear import Int8Linear
 from ..ops.quantize import dequantize
@@ -23,6 +26,7 @@ from ..storage.state import ModelOrFactory, as_directory, as_model, fill, tensor
 
 _CONFIG, _TENSORS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _WEIGHT, _SCALE, _ZERO_POINT = ".weight", ".weight_scale", ".weight_zero_point"
+_INT8 = ".weight_int8"  # in octavo's state dicts, with a placeholder at _WEIGHT
 _FORMAT = "int-quantized"
 _TABLES = (Int8Embedding, Int8EmbeddingBag)
 
@@ -55,9 +59,12 @@ def export_compressed_tensors(
     ignore = _float_linears(model)
     tensors, _ = tensors_of(model)
     for fqn, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, _TABLES) and fqn + _SCALE in tensors:
-            scale = tensors.pop(fqn + _SCALE)
-            tensors[fqn + _WEIGHT] = dequantize(module.weight.cpu(), scale[:, 0], dtype=module.dtype)
+        if not isinstance(module, PackedModule) or fqn + _INT8 not in tensors:
+            continue
+        data = tensors.pop(fqn + _INT8)
+        if isinstance(module, _TABLES):
+            data = dequantize(data, tensors.pop(fqn + _SCALE)[:, 0], dtype=module.dtype)
+        tensors[fqn + _WEIGHT] = data
     config = _base_config(model) if base_config is None else dict(base_config)
     config["quantization_config"] = {
         "quant_method": "compressed-tensors",
@@ -105,7 +112,10 @@ def _float_linears(model: nn.Module) -> list[str]:
         elif isinstance(module, nn.Linear):
             ignore.append(fqn)
     if not found:
-        raise ValueError("model: expected at least one Int8Linear, got none; octavo.quantize_ makes them")
+        why = listed(why_left(model))
+        raise ValueError(
+            f"model: expected at least one Int8Linear, got none{why}; octavo.quantize_ makes them"
+        )
     return ignore
 
 

@@ -13,6 +13,7 @@ from .layers.embedding import Int8Embedding, Int8EmbeddingBag
 from .layers.fake_quantized import FakeQuantizedConv2d, FakeQuantizedLinear
 from .layers.linear import Int8Linear, Int8WeightOnlyLinear
 from .layers.static import Int8StaticLinear
+from .layers.weight import Int8Weight
 from .prune import (
     L1SemiStructured,
     L1Structured,
@@ -36,6 +37,7 @@ __all__ = [
     "Int8MultiheadAttention",
     "Int8Static",
     "Int8StaticLinear",
+    "Int8Weight",
     "Int8WeightOnly",
     "Int8WeightOnlyLinear",
     "L1SemiStructured",

@@ -277,7 +277,7 @@ def _compose(
 
 def as_window(stride: Pair, padding: Pair | str, dilation: Pair, kernel: Sequence[int]) -> Window:
     """The arguments of a convolution, checked, as a Window."""
-    strides, dilations = _pair(stride, "stride", 1), _pair(dilation, "dilation", 1)
+    strides, dilations = as_pair(stride, "stride", 1), as_pair(dilation, "dilation", 1)
     if isinstance(padding, str):
         if padding not in ("valid", "same"):
             raise ValueError(f"padding: expected a number, a pair, 'valid' or 'same', got {padding!r}")
@@ -286,11 +286,11 @@ def as_window(stride: Pair, padding: Pair | str, dilation: Pair, kernel: Sequenc
             raise ValueError(f"padding: expected no 'same' with a stride, got stride {strides}")
         top, left = (each // 2 for each in reach)  # what is odd goes below and right, as torch does it
         return Window(strides, (top, reach[0] - top, left, reach[1] - left), dilations)
-    high, wide = _pair(padding, "padding", 0)
+    high, wide = as_pair(padding, "padding", 0)
     return Window(strides, (high, high, wide, wide), dilations)
 
 
-def _pair(value: Pair, name: str, least: int) -> tuple[int, int]:
+def as_pair(value: Pair, name: str, least: int) -> tuple[int, int]:
     pair = (value, value) if isinstance(value, int) else value
     if not isinstance(pair, (list, tuple)) or not all(type(each) is int for each in pair):
         raise TypeError(f"{name}: expected a number or a pair of them, got {value!r}")

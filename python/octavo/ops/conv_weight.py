@@ -16,11 +16,16 @@ from ..runtime.arrays import (
     check_shape,
     contiguous,
     copy_contiguous,
+    detached,
     dtype_name,
     empty,
-    is_torch,
     kind_of,
+    needs_dispatcher,
+    on_cuda,
+    pointer,
+    to_host,
 )
+from ..runtime.routing import Engine, native_for
 from .layouts import MAX_K, aligned, check_home, check_parts, check_scale, read_header
 from .op import Packed
 from .pack import pack_matrix, unpack_matrix
@@ -44,7 +49,7 @@ class PackedConvWeight(Packed):
 
     def __init__(self, buffer: Array, scale: Array, shape: Sequence[int], groups: int = 1) -> None:
         kind_of(buffer=buffer, scale=scale)
-        n, c, kh, kw = self.shape = _weight_shape(shape, groups)
+        n, c, kh, kw = self.shape = weight_shape(shape, groups)
         if scale is None:
             raise TypeError("scale: expected a float32 array, got None")
         check_scale(scale, "scale", n)
@@ -99,9 +104,8 @@ def pack_conv_weight(weight: Array, scale: Array | None = None, *, groups: int =
     NumPy arrays and torch tensors; TypeError or ValueError for anything else.
     """
     check_kinds(weight=weight, scale=scale)
-    shape = _weight_shape(weight.shape, groups)
-    if is_torch(weight):
-        weight, scale = weight.detach(), None if scale is None else scale.detach()
+    shape = weight_shape(weight.shape, groups)
+    weight, scale = detached("pack_conv_weight", weight, scale)
     if dtype_name(weight.dtype) in FLOATS:
         if scale is not None:
             raise ValueError("scale: expected None with a float weight, which is quantized here, got a scale")
@@ -131,11 +135,13 @@ def pack_conv(weight: Array, groups: int) -> Array:
         return copy_contiguous(weight.reshape(n, kh * kw).T)
     m = bundle_of(weight.shape, groups)
     bundles, each = groups // m, n // groups
-    blocks = moved(weight, 0, 2, 3, 1).reshape(bundles, m, each, kh, kw, c)
-    rows = empty((bundles, m, each, kh, kw, m, c), "int8", weight)
-    rows[...] = 0
-    for i in range(m):
-        rows[:, i, :, :, :, i] = blocks[:, i]
+    rows = moved(weight, 0, 2, 3, 1)
+    if m > 1:
+        blocks = rows.reshape(bundles, m, each, kh, kw, c)
+        rows = empty((bundles, m, each, kh, kw, m, c), "int8", weight)
+        rows[...] = 0
+        for i in range(m):
+            rows[:, i, :, :, :, i] = blocks[:, i]
     rows = rows.reshape(bundles, m * each, kh * kw * m * c)
     layout = "auto" if groups == 1 else "dense"  # of one size each
     buffer = joined([pack_matrix(part, layout) for part in rows])
@@ -151,6 +157,9 @@ def unpack_conv(buffer: Array, shape: Sequence[int], groups: int) -> Array:
         return copy_contiguous(buffer.T).reshape(n, 1, kh, kw)
     m = bundle_of(shape, groups)
     bundles, each = groups // m, n // groups
+    engine = None if on_cuda(buffer) or needs_dispatcher(buffer) else native_for(buffer)
+    if engine is not None:
+        return _unpack_native(engine, contiguous(buffer), (n, c, kh, kw), bundles, m)
     parts = [unpack_matrix(part, m * each, kh * kw * m * c) for part in _matrices(buffer, bundles)]
     rows = joined(parts).reshape(bundles, m, each, kh, kw, m, c)
     blocks = empty((bundles, m, each, kh, kw, c), "int8", buffer)
@@ -159,11 +168,37 @@ def unpack_conv(buffer: Array, shape: Sequence[int], groups: int) -> Array:
     return copy_contiguous(moved(blocks.reshape(n, kh, kw, c), 0, 3, 1, 2))
 
 
+def _unpack_native(
+    engine: Engine, buffer: Array, shape: tuple[int, int, int, int], bundles: int, m: int
+) -> Array:
+    """Without a check of each matrix in Python: grouped weights have tens of small ones."""
+    (kernels, where), (n, c, kh, kw) = engine, shape
+    packed = kernels.ConvWeight(
+        pointer(buffer),
+        nbytes=buffer.nbytes,
+        n=n,
+        channels=bundles * m * c,
+        kernel_h=kh,
+        kernel_w=kw,
+        groups=bundles,
+    )
+    parts = _matrices(buffer, bundles)
+    if to_host(buffer[8 :: parts[0].shape[0]]).any():  # their layouts: 0 is dense
+        for part in parts:
+            check_parts(part, read_header(part))
+    weight = empty(shape, "int8", buffer)
+    kernels.unpack_conv_weight(packed, bundle=m, w=pointer(weight), where=where)
+    return weight
+
+
 def bundle_of(shape: Sequence[int], groups: int) -> int:
     """How many groups one packed matrix holds, as blocks in zeros: as many as fill a panel of the kernels."""
     n, c, kh, kw = shape
-    fitting = [m for m in range(1, _PANEL + 1) if groups % m == 0 and n // groups * m <= _PANEL]
-    return max((m for m in fitting if c * kh * kw * m <= MAX_K), default=1)
+    found = 1
+    for m in range(2, _PANEL + 1):
+        if groups % m == 0 and n // groups * m <= _PANEL and c * kh * kw * m <= MAX_K:
+            found = m
+    return found
 
 
 def _matrices(buffer: Array, count: int) -> list[Array]:
@@ -171,7 +206,7 @@ def _matrices(buffer: Array, count: int) -> list[Array]:
     return [buffer[i * nbytes : i * nbytes + nbytes] for i in range(count)]
 
 
-def _weight_shape(shape: Sequence[int], groups: int) -> tuple[int, int, int, int]:
+def weight_shape(shape: Sequence[int], groups: int) -> tuple[int, int, int, int]:
     """shape, if it is that of a weight with as many groups."""
     if not isinstance(groups, int) or isinstance(groups, bool):
         raise TypeError(f"groups: expected a number, got {groups!r}")

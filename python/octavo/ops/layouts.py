@@ -25,7 +25,7 @@ LAYOUTS = ("dense", "bitmask", "block")  # by their codes in a header
 _MAGIC, _VERSION, _HEADER_NBYTES = 0x5654434F, 1, 64
 _ISAS = ("any CPU", "CUDA")  # by their codes in a header
 _ALIGNMENT = 64
-_ONES = np.array([bin(byte).count("1") for byte in range(256)], np.uint8)
+_ONES = np.array([bin(byte).count("1") for byte in range(256)], np.uint8)  # for NumPy 1, which counts no bits
 
 
 class Header(NamedTuple):
@@ -113,7 +113,8 @@ def check_parts(buffer: Array, header: Header) -> None:
     table = parts[index - start :]
     rest = k % (4 if layout == "bitmask" else 16)  # terms of the last group or tile
     if good and layout == "bitmask":
-        ones = _ONES[table].reshape(units, 4 * cols).sum(1, dtype=np.int64)
+        counted = np.bitwise_count(table.view("<u8")) if hasattr(np, "bitwise_count") else _ONES[table]
+        ones = counted.reshape(units, counted.size // max(units, 1)).sum(1, dtype=np.int64)
         masks = table.reshape(units, cols // 4, 16)
         beyond = masks[:, k // 4 : k // 4 + (rest > 0)] & (0xF << rest & 0xF) * 0x11
         good = np.array_equal(ones, counts[1:-1]) and not (beyond.any() or masks[:, -(-k // 4) :].any())
@@ -144,6 +145,13 @@ def check_home(buffer: Array, header: Header) -> None:
             f"buffer: expected one packed for ISA {here:d} ({_ISAS[here]}), where it is, got one for ISA "
             f"{not here:d} ({_ISAS[not here]}); unpack a weight where it was packed, and pack it anew"
         )
+
+
+def check_k(k: int, name: str, symmetric: bool = True) -> None:
+    """ValueError where sums of K products may not fit int32; symmetric: activations have no zero points."""
+    limit, why = (MAX_K, "") if symmetric else (MAX_K_UNSIGNED, " with zero points")
+    if k > limit:
+        raise ValueError(f"{name}: expected K <= {limit}{why}, for exact int32 sums, got {k}")
 
 
 def check_scale(scale: Array | None, name: str, n: int) -> None:

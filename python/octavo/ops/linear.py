@@ -12,11 +12,12 @@ from ..runtime.arrays import (
     Array,
     as_dtype_name,
     float_code,
+    is_jit_traced,
     kind_of,
     needs_dispatcher,
 )
 from ..runtime.routing import Engine, float_rows
-from .layouts import MAX_K_UNSIGNED
+from .layouts import check_k
 from .linear_tiny import tiny_int8_linear, tiny_int8_linears
 from .op import Op, Plan
 from .operand import (
@@ -94,16 +95,17 @@ def _shared(
         w if type(w) is PackedWeight else as_packed_weight(w, f"weight[{i}]") for i, w in enumerate(weight)
     ]
     one = activation is None or isinstance(activation, str)
+    biases = _one_for_each(bias, "bias", count)
+    activations = [activation] * count if one else _one_for_each(activation, "activation", count)
     outs = None if out is None else [(f"out[{i}]", o) for i, o in enumerate(_one_for_each(out, "out", count))]
+    if is_jit_traced():  # which has no lists of strings, as INT8_LINEARS has one
+        more = out_dtype, symmetric
+        return [
+            INT8_LINEAR(x, w, None, b, a, *more, out=None if outs is None else [outs[i]])
+            for i, (w, b, a) in enumerate(zip(weights, biases, activations, strict=True))
+        ]
     found: list[Array] = INT8_LINEARS(
-        x,
-        weights,
-        [None] * count,
-        _one_for_each(bias, "bias", count),
-        [activation] * count if one else _one_for_each(activation, "activation", count),
-        out_dtype,
-        symmetric,
-        out=outs,
+        x, weights, [None] * count, biases, activations, out_dtype, symmetric, out=outs
     )
     return found
 
@@ -159,10 +161,7 @@ def _plan_linears(
     lead = tuple(x.shape[:-1])
     for operand in operands[:1]:
         check_fits(x, operand.n, operand.k)
-        if not symmetric and operand.k > MAX_K_UNSIGNED:
-            raise ValueError(
-                f"x: expected K <= {MAX_K_UNSIGNED} with zero points, for exact int32 sums, got {operand.k}"
-            )
+        check_k(operand.k, "x", symmetric)
     name = default_out_dtype(x) if out_dtype is None else as_dtype_name(out_dtype, "out_dtype", OUT)
     activations = [activation or None for activation in activations]
     for at, operand, bias, activation in zip(names, operands, biases, activations, strict=True):

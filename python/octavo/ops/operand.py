@@ -21,7 +21,7 @@ from ..runtime.arrays import (
 )
 from ..runtime.backends import _core
 from ..runtime.outputs import row_stride
-from .layouts import MAX_K, aligned, check_home, check_scale, packed_nbytes, read_header
+from .layouts import aligned, check_home, check_k, check_scale, packed_nbytes, read_header
 from .pack import PackedWeight, pack, pack_weight, unpack_matrix
 from .quantize import Quantized
 
@@ -73,8 +73,7 @@ def operand_of(weight: Any, weight_scale: Array | None, x: Array, at: str = "") 
     if weight.ndim != 2:
         raise ValueError(f"weight{at}: expected two dimensions [N, K], got shape {tuple(weight.shape)}")
     n, k = weight.shape
-    if k > MAX_K:
-        raise ValueError(f"weight{at}: expected K <= {MAX_K}, for exact int32 sums, got {k}")
+    check_k(k, "weight" + at)
     check_scale(weight_scale, "weight_scale" + at, n)
     return Operand(n, k, weight, weight_scale)
 

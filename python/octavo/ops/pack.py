@@ -12,6 +12,7 @@ from ..runtime.arrays import (
     check_dtype,
     contiguous,
     copy_contiguous,
+    detached,
     dtype_name,
     element_strides,
     empty,
@@ -25,10 +26,10 @@ from ..runtime.backends import _core
 from ..runtime.routing import Engine, native_for, reference_for
 from .layouts import (
     LAYOUTS,
-    MAX_K,
     aligned,
     aligned_empty,
     check_home,
+    check_k,
     check_parts,
     check_scale,
     is_at_home,
@@ -62,8 +63,7 @@ def pack_weight(weight: Array, scale: Array | None = None, *, layout: str = "aut
     if weight.ndim != 2:
         raise ValueError(f"weight: expected two dimensions [N, K], got shape {tuple(weight.shape)}")
     n, k = weight.shape
-    if is_torch(weight):
-        weight, scale = weight.detach(), None if scale is None else scale.detach()
+    weight, scale = detached("pack_weight", weight, scale)
     if dtype_name(weight.dtype) in FLOATS:
         if scale is not None:
             raise ValueError("scale: expected None with a float weight, which is quantized here, got a scale")
@@ -101,11 +101,10 @@ class PackedWeight(Packed):
 
     def __init__(self, buffer: Array, scale: Array | None = None) -> None:
         kind_of(buffer=buffer, scale=scale)
+        buffer, scale = detached("PackedWeight", buffer, scale)
         header = read_header(buffer)
         check_home(buffer, header)
         check_parts(buffer, header)
-        if is_torch(buffer):
-            buffer, scale = buffer.detach(), None if scale is None else scale.detach()
         buffer = aligned(buffer)
         check_scale(scale, "scale", header.n)
         layout = "dense" if header.layout == "rows" else header.layout
@@ -218,8 +217,7 @@ def check_matrix(weight: Array) -> tuple[int, int]:
     if weight.ndim != 2:
         raise ValueError(f"weight: expected two dimensions [N, K], got shape {tuple(weight.shape)}")
     n, k = weight.shape
-    if k > MAX_K:
-        raise ValueError(f"weight: expected K <= {MAX_K}, for exact int32 sums, got {k}")
+    check_k(k, "weight")
     return n, k
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from ..runtime.arrays import (
     Array,
     contiguous,
+    detached,
     dtype_name,
     float_code,
     is_plain,
@@ -153,8 +154,8 @@ def _threshold(ws: Sequence[Array], share: float) -> float:
         return 0.0
     engine = native_for(ws[0], "select")
     if engine is None:
-        detached = [each.detach() if is_torch(each) else each for each in ws]
-        return float(reference_for(ws[0], "select").magnitude_threshold(detached, share))
+        plain = detached("magnitude_threshold", *ws)
+        return float(reference_for(ws[0], "select").magnitude_threshold(plain, share))
     kernels, where = engine
     bases = [contiguous(each) for each in ws]
     key, _ = kernels.magnitude_select(segments_of(kernels, bases), k=k, where=where)
@@ -219,7 +220,7 @@ def prune_(
     out: the mask (or list of masks) to fill, as for prune_mask.
     """
     many = _is_list(w)
-    ws = [each.detach() if hasattr(each, "detach") else each for each in _flat(w)]
+    ws: list[Any] = detached("prune_", *_flat(w))
     names = _names("w", ws, many)
     for each, name in zip(ws, names, strict=True):
         if not needs_dispatcher(each):

@@ -235,7 +235,7 @@ def weight_only_linear(
     n, k = weight.shape
     groups = weight_scale.shape[1]
     rows, w = x.to(torch.float32), weight.to(torch.float32)
-    y = torch.zeros(*x.shape[:-1], n, device=x.device)
+    y = torch.zeros(*x.shape[:-1], n, dtype=torch.float32, device=x.device)
     for g in range(groups):
         total = torch.zeros_like(y)
         for i in range(g * (k // groups), (g + 1) * (k // groups)):
@@ -265,7 +265,7 @@ def int8_embedding_bag(
     """All bags at once, one position in them after the other."""
     begins = torch.nn.functional.pad(ends, (1, 0))[:-1]
     start = -math.inf if mode == "max" else 0.0
-    y = torch.full((ends.shape[0], weight.shape[1]), start, device=weight.device)
+    y = torch.full((ends.shape[0], weight.shape[1]), start, dtype=torch.float32, device=weight.device)
     counts = torch.zeros_like(y[:, :1])
     for step in range(int((ends - begins).max()) if len(ends) else 0):
         at = (begins + step).clamp(max=len(indices) - 1)

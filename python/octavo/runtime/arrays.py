@@ -32,6 +32,7 @@ _numpy_dtypes: dict[str, Any] = {n: np.dtype(n) for n in (*FLOATS, *_OTHERS) if 
 _names: dict[Any, str] = {dtype: name for name, dtype in _numpy_dtypes.items()}
 _torch_names: dict[str, Any] = {}  # the objects of torch by name: dtypes, and the layout "strided"
 _torch_dtypes: dict[Any, str] = {}
+_forward_ad: Any = None  # the module that knows whether a level of forward mode is active
 FLOAT_CODES: dict[Any, int] = {}
 # torch.Tensor and Parameter; not their subclasses, which may want to see the calls that they are in
 _plain_tensors: set[type] = set()
@@ -102,6 +103,8 @@ def on_cuda(x: Array) -> bool:
 
 
 def _learn_torch(torch: Any) -> None:
+    global _forward_ad
+    _forward_ad = torch.autograd.forward_ad
     _torch_names.update({n: getattr(torch, n) for n in (*FLOATS, *_OTHERS, "strided")})
     _torch_dtypes.update({dtype: n for n, dtype in _torch_names.items()})
     _plain_tensors.update((torch.Tensor, torch.nn.Parameter))
@@ -375,6 +378,11 @@ def byte_strides(x: Array) -> tuple[int, ...]:
 # ---- torch's dispatcher ----
 
 
+def is_jit_traced() -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and bool(torch.jit.is_tracing())
+
+
 def needs_dispatcher(*arrays: object) -> bool:
     """Whether torch has to see this call: it is traced, or an array is a subclass, wants a gradient, or is
     neither on the CPU nor on a CUDA device.
@@ -398,11 +406,30 @@ def needs_dispatcher(*arrays: object) -> bool:
             return True
     if not found:
         return False
-    c = (
-        torch._C
-    )  # a dispatch mode, a functorch transform and jit.trace want to see every call of their thread
+    # dispatch modes, transforms of functorch, jit.trace and forward-mode derivatives want to see every call
+    c = torch._C
     return bool(
         c._len_torch_dispatch_stack()
         or c._functorch.peek_interpreter_stack() is not None
         or c._get_tracing_state() is not None
+        or _forward_ad._current_level >= 0
     )
+
+
+def check_tangents(op: str, *arrays: object) -> None:
+    """NotImplementedError for a tensor with a tangent, which torch would drop and say nothing."""
+    torch = sys.modules.get("torch")
+    if torch is None or torch.autograd.forward_ad._current_level < 0:
+        return
+    for x in arrays:
+        if isinstance(x, torch.Tensor) and torch.autograd.forward_ad.unpack_dual(x).tangent is not None:
+            raise NotImplementedError(
+                f"octavo.{op}: expected tensors without a tangent, got one with: octavo has no derivatives "
+                "in forward mode (torch.func.jvp, jacfwd); reverse mode works (vjp, jacrev, backward())"
+            )
+
+
+def detached(op: str, *arrays: Array) -> list[Array]:
+    """The arrays, those of torch without their gradients."""
+    check_tangents(op, *arrays)
+    return [x.detach() if hasattr(x, "detach") else x for x in arrays]

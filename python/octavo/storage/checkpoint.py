@@ -20,7 +20,8 @@ from . import files
 from .describe import describe, rebuild
 from .state import ModelOrFactory, as_directory, as_model, fill, tensors_of
 
-_FORMAT, _VERSION = "octavo", 1
+_FORMAT, _VERSION = "octavo", 2
+_READ = (1, 2)
 _MANIFEST, _TENSORS = "octavo.json", "model.safetensors"
 _BITS, _VALUES = ".mask_bits", ".values"
 
@@ -60,7 +61,8 @@ def load(
     """The model that octavo.save wrote to `directory`.
 
     model_or_factory: a model of the same architecture, float or quantized, which is changed in place; or a
-        callable that makes one. A callable's parameters take no memory: they are made on the meta device.
+        callable that makes one. A callable's parameters take no memory: they are made on the meta device, but
+        where it makes other tensors of them.
         octavo.nn's modules take the places that the file says; one that is a model itself comes back as a new
         one. Make optimizers afterwards: parameters are new objects.
     verify: compare the checksum of model.safetensors, which reads all of it. Without, only what is used is
@@ -183,10 +185,10 @@ def _read_manifest(path: Path, *, any_version: bool = False) -> dict[str, Any]:
     version = manifest.get("format_version")
     if any_version:
         return manifest  # type: ignore[no-any-return]
-    if version != _VERSION:
+    if version not in _READ:
         raise ValueError(
-            f"{path}: expected format_version {_VERSION}, which octavo {__version__} reads, got "
-            f"{version!r}, written by octavo {manifest.get('octavo')!r}"
+            f"{path}: expected format_version {' or '.join(map(str, _READ))}, which octavo {__version__} "
+            f"reads, got {version!r}, written by octavo {manifest.get('octavo')!r}"
         )
     if text != _render(manifest).encode():
         raise ValueError(f"{path}: expected the text that its checksum is of, got a file altered since")
@@ -228,5 +230,5 @@ def _read(file: Any, name: str, stored: dict[str, Any]) -> Tensor:
     mask = unpack_mask(bits, (rows, math.prod(shape) // rows))
     if values[0].dtype != torch.int8 or values[0].shape != (int(mask.sum()),) or not values[0].all():
         raise ValueError(f"{name + _VALUES}: expected {int(mask.sum())} int8 values, none 0, got others")
-    weight = torch.zeros(mask.shape, dtype=torch.int8)
+    weight = torch.zeros(mask.shape, dtype=torch.int8, device=mask.device)
     return weight.masked_scatter_(mask, values[0]).reshape(shape)

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from ..nn.layers import INT8_LAYERS
+from ..nn.layers.base import PackedModule
 
 
 def describe(module: nn.Module) -> dict[str, Any] | None:
@@ -30,7 +31,8 @@ def describe(module: nn.Module) -> dict[str, Any] | None:
         return None
     settings = {}
     for name in inspect.signature(type(module)).parameters:
-        if name == "device" or (name == "dtype" and not hasattr(module, name)):
+        told = isinstance(module, PackedModule) or not hasattr(module, name)
+        if name == "device" or (name == "dtype" and told):
             continue
         if not hasattr(module, name):
             raise TypeError(f"{name}: expected an attribute, as an argument of {kind} has it, got none")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,9 +14,14 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.utils import _pytree as pytree
 
+from ..nn.convert.belongings import take_over
 from ..nn.convert.swap import leave_fused_paths
 from ..nn.layers import INT8_LAYERS
+from ..nn.layers.base import PackedModule
+from ..nn.layers.conv import Int8Conv2d
+from ..nn.layers.linear import PackedLinear
 
 ModelOrFactory: TypeAlias = nn.Module | Callable[[], nn.Module]
 
@@ -57,7 +63,7 @@ def as_directory(directory: str | os.PathLike[str]) -> Path:
 
 
 def as_model(model_or_factory: ModelOrFactory) -> nn.Module:
-    """The model, or the one that the factory makes, its parameters on the meta device."""
+    """The model, or the one that the factory makes, its parameters on the meta device if that does."""
     if isinstance(model_or_factory, nn.Module):
         return model_or_factory
     if not callable(model_or_factory):
@@ -65,12 +71,32 @@ def as_model(model_or_factory: ModelOrFactory) -> nn.Module:
         raise TypeError(
             f"model_or_factory: expected a torch.nn.Module or a callable that makes one, got {got}"
         )
-    with _parameters_on_meta():
+    model: object = None
+    with _parameters_on_meta(), contextlib.suppress(Exception):  # of one that reads their values
+        model = model_or_factory()
+    if model is None or (isinstance(model, nn.Module) and _is_unfilled(model)):
         model = model_or_factory()
     if not isinstance(model, nn.Module):
         got = type(model).__name__
         raise TypeError(f"model_or_factory: expected a callable that makes a torch.nn.Module, got a {got}")
     return model
+
+
+def _is_unfilled(model: nn.Module) -> bool:
+    """Whether a module holds a tensor on the meta device, but for parameters, that no state dict fills: one
+    that was made where a parameter is, or from it."""
+    for module in model.modules():
+        if isinstance(module, tuple(INT8_LAYERS.values())):
+            continue  # the file's takes its place
+        own = {name: each for name, each in vars(module).items() if name not in _STATE}
+        beside = [module._buffers.get(name) for name in module._non_persistent_buffers_set]
+        for each in pytree.tree_leaves([own, beside]):
+            if isinstance(each, Tensor) and each.is_meta and not isinstance(each, nn.Parameter):
+                return True
+    return False
+
+
+_STATE = ("_parameters", "_buffers", "_modules")
 
 
 @contextmanager
@@ -120,6 +146,7 @@ def fill(
         own = {name: name for name in names if name.startswith(prefix)}
         own |= {n: first for n, first in tied.items() if n.startswith(prefix) and n[len(prefix) :] in held}
         _fill_module(model, fqn, module, {n[len(prefix) :]: tensor_of(first) for n, first in own.items()})
+        take_over(model.get_submodule(fqn), module)
     before = [(m, dict(m._parameters), dict(m._buffers), dict(m._modules)) for m in model.modules()]
     try:
         for fqn, module in places.items():
@@ -191,6 +218,10 @@ def _fill_module(model: nn.Module, fqn: str, module: nn.Module, state: dict[str,
                 part._buffers[name] = torch.empty_like(
                     buffer, device="cpu" if held is None or held.is_meta else held.device
                 )
+    if not any(name.endswith("weight_int8") for name in state):
+        for part in module.modules():  # octavo 0.1 and others do not tell the dtype of a layer without a bias
+            if isinstance(part, PackedLinear | Int8Conv2d):
+                part.dtype = next((t.dtype for t in tensors.values() if t.is_floating_point()), part.dtype)
     module.train(old.training)
 
 
@@ -216,7 +247,11 @@ def _tie(model: nn.Module, name: str, first: str) -> None:
     """Makes the parameter or buffer `name` the one that is called `first`."""
     (path, _, attribute), (source_path, _, original) = name.rpartition("."), first.rpartition(".")
     module, source = model.get_submodule(path), model.get_submodule(source_path)
-    if attribute in module._parameters and original in source._parameters:
+    if isinstance(module, PackedModule) and isinstance(source, PackedModule) and "weight" in attribute:
+        module._tied = source._tied = True
+        if module._stored.shape == source._stored.shape:
+            module._stored = source._stored
+    elif attribute in module._parameters and original in source._parameters:
         module._parameters[attribute] = source._parameters[original]
     elif attribute in module._buffers and original in source._buffers:
         module._buffers[attribute] = source._buffers[original]

@@ -1,4 +1,4 @@
-"""torch.ops.octavo.int8_conv2d, with its gradient."""
+"""torch.ops.octavo.int8_conv2d, with its gradient, and unpack_conv_weight."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..ops.conv import INT8_CONV2D, as_checked_window, as_packed
 from ..ops.conv_weight import unpack_conv
-from .define import register
+from .define import define, register
 from .linear import ACTIVATION_BACKWARD
 
 
@@ -29,7 +29,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     (stride, padding, dilation), n = window, packed.shape[0]
     top, bottom, left, right = padding
     grad = grad.to(torch.float32)
-    needs = ctx.needs_input_grad
+    needs = ctx.needs
     grad_x = grad_scale = grad_bias = None
 
     def product(scale: Tensor, bias: Tensor | None) -> Tensor:
@@ -49,7 +49,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad = ACTIVATION_BACKWARD[ctx.activation](grad, product(weight_scale, bias))
     if needs[0]:
         framed = torch.nn.functional.pad(x.to(torch.float32), (left, right, top, bottom))
-        w = unpack_conv(weight, packed.shape, groups).to(torch.float32)
+        w = unpack_conv_weight_op(weight, packed.shape, groups).to(torch.float32)
         scaled = w * packed.scale.reshape(n, 1, 1, 1)
         grad_x = torch.ops.aten.convolution_backward(
             grad, framed, scaled, None, stride, (0, 0), dilation, False, (0, 0), groups, (True, False, False)
@@ -64,3 +64,8 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 int8_conv2d_op = register(INT8_CONV2D, _setup, _backward)
+unpack_conv_weight_op = define(
+    "unpack_conv_weight(Tensor buffer, SymInt[] shape, int groups) -> Tensor",
+    lambda buffer, shape, groups: buffer.new_empty(shape, dtype=torch.int8),
+    unpack_conv,
+)

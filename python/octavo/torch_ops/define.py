@@ -12,11 +12,14 @@ from torch.utils import _pytree
 
 from ..ops.op import Op, Plan
 from ..ops.quantize import Quantized
+from .gradient import autograd_kernel
 
 with contextlib.suppress(AttributeError):  # the one way to say how torch.export.save writes a NamedTuple
     _pytree._register_namedtuple(Quantized, serialized_type_name="octavo.Quantized")
 
 REGISTERED: set[str] = set()
+
+
 _library = torch.library.Library("octavo", "DEF")  # type: ignore[no-untyped-call]
 
 
@@ -33,9 +36,11 @@ def define(
     for key in ("CPU", "CUDA"):
         _library.impl(name, kernel, key)  # type: ignore[no-untyped-call]
     torch.library.register_fake(f"octavo::{name}", fake, lib=_library)
-    if backward is not None:
-        torch.library.register_autograd(f"octavo::{name}", backward, setup_context=setup, lib=_library)
-    return getattr(torch.ops.octavo, name).default
+    op = getattr(torch.ops.octavo, name).default
+    if setup is not None:  # the others take integers alone
+        run = autograd_kernel(op, setup, backward)
+        _library.impl(name, run, "Autograd", with_keyset=True)  # type: ignore[no-untyped-call]
+    return op
 
 
 def register(
@@ -80,12 +85,5 @@ def _empty(shape: tuple[int, ...], dtype: str, layout: str, like: Tensor) -> Ten
     return torch.empty(shape, dtype=getattr(torch, dtype), device=like.device, memory_format=memory)
 
 
-def no_gradient(ctx: Any, inputs: tuple[Any, ...], output: Any, keyword_only_inputs: Any = None) -> None:
-    """The setup of an operation whose results have no gradient; none is its backward."""
-    ctx.mark_non_differentiable(*(output if isinstance(output, tuple) else (output,)))
-    ctx.arguments = len(inputs)
-
-
-def none(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
-    count: int = ctx.arguments
-    return (None,) * count
+def no_gradient(ctx: Any, **call: Any) -> None:
+    """The setup of an operation that takes floats and whose results have no gradient."""

@@ -22,7 +22,7 @@ def _dots(grad: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
 
 
 def _grad_scale(weight_scale: Tensor, indices: Tensor, grad: Tensor) -> Tensor:
-    flat = torch.zeros(weight_scale.numel(), device=grad.device)
+    flat = torch.zeros(weight_scale.numel(), dtype=torch.float32, device=grad.device)
     return flat.index_add(0, indices.reshape(-1), grad.reshape(-1)).reshape(weight_scale.shape)
 
 
@@ -59,11 +59,11 @@ def _bag_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     if mode == "mean":
         dots = dots / torch.bincount(bag, minlength=bags)[bag]
     grad_scale = grad_samples = None
-    if samples is not None and ctx.needs_input_grad[5]:
-        each = torch.zeros(samples.numel(), device=grad.device)
+    if samples is not None and ctx.needs[5]:
+        each = torch.zeros(samples.numel(), dtype=torch.float32, device=grad.device)
         each[kept] = dots * weight_scale.reshape(-1)[flat]
         grad_samples = each.reshape(samples.shape).to(samples.dtype)
-    if ctx.needs_input_grad[2]:
+    if ctx.needs[2]:
         if samples is not None:
             dots = dots * samples.reshape(-1)[kept].to(torch.float32)
         grad_scale = _grad_scale(weight_scale, flat, dots)

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ..ops.int_mm import SCALED_INT_MM
 from ..ops.linear import INT8_LINEAR, INT8_LINEARS, given_biases
-from .define import no_gradient, none, register
+from .define import no_gradient, register
 from .pack import unpack_weight_op
 
-scaled_int_mm_op = register(SCALED_INT_MM, no_gradient, none)
+scaled_int_mm_op = register(SCALED_INT_MM, no_gradient)
 
 
 def _int8_linear_setup(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: Any, output: Tensor) -> None:
@@ -24,7 +24,7 @@ def _int8_linear_setup(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: A
 
 def _int8_linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, weight_scale, bias = ctx.saved_tensors
-    needs = ctx.needs_input_grad
+    needs = ctx.needs
     needs_bias = bias is not None and needs[3]
     grad_x, grad_scale, grad_bias = _linear_gradients(
         (needs[0], needs[2], needs_bias), grad, x, weight, weight_scale, bias, ctx.activation, ctx.symmetric
@@ -84,7 +84,7 @@ def _int8_linears_backward(ctx: Any, grads: Sequence[Tensor]) -> tuple[Any, ...]
     count = len(grads)
     weights, scales = saved[:count], saved[count : 2 * count]
     biases = given_biases(saved[2 * count :], [scale.numel() for scale in scales])
-    needs_x, _, needs_scales, needs_biases, _ = ctx.needs_input_grad
+    needs_x, _, needs_scales, needs_biases, _ = ctx.needs
     gradients = [
         _linear_gradients(
             (needs_x, needs_scales[i], needs_biases[i]),

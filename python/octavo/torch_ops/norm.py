@@ -11,8 +11,8 @@ from .define import register
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: Any, output: Any) -> None:
-    # needs_input_grad has no element for a residual that was left out
-    summed = inputs[3] is not None and (ctx.needs_input_grad[0] or ctx.needs_input_grad[3])
+    # needs has no element for a residual that was left out
+    summed = inputs[3] is not None and (ctx.needs[0] or ctx.needs[3])
     ctx.mark_non_differentiable(
         *(each for name, each in zip(NORM_RESULTS, output, strict=True) if not (summed and name == "sum"))
     )

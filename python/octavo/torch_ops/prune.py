@@ -10,15 +10,17 @@ from ..ops.prune import (
     MAGNITUDE_THRESHOLD,
     PRUNE,
     PRUNE_MASK,
+    PRUNE_MASKS,
     PRUNE_QUANTIZE,
     prune_in_place,
 )
 from ..reference.torch import apply_mask
-from .define import define, fake, no_gradient, none, register
+from .define import define, fake, no_gradient, register
 
-prune_mask_op = register(PRUNE_MASK)
-register(MAGNITUDE_THRESHOLD, no_gradient, none)
-register(PRUNE_QUANTIZE, no_gradient, none)
+prune_mask_op = register(PRUNE_MASK, no_gradient)
+register(PRUNE_MASKS, no_gradient)
+register(MAGNITUDE_THRESHOLD, no_gradient)
+register(PRUNE_QUANTIZE, no_gradient)
 
 
 def _prune_setup(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: Any, output: Tensor) -> None:
@@ -38,4 +40,5 @@ define(
     PRUNE_MASK.schema.replace("prune_mask(Tensor w", "prune_(Tensor(a!) w"),
     fake(PRUNE_MASK),
     lambda w, **selection: prune_in_place([w], ["w"], **selection)[0],
+    no_gradient,
 )

@@ -47,7 +47,8 @@ def _refuse_second_derivatives() -> None:
     # left alone, autograd would differentiate what follows with W' and x' as constants, and say nothing
     if torch.is_grad_enabled():
         raise RuntimeError(
-            "create_graph: expected False, got True: a fake-quantized layer has no second derivatives"
+            "create_graph: expected False, got True, as torch.func has it: a fake-quantized layer has no "
+            "second derivatives; torch.autograd.grad and backward() make the first"
         )
 
 
@@ -79,7 +80,7 @@ def _linear_setup(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: Any, o
 def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     _refuse_second_derivatives()
     x, weight, bias = ctx.saved_tensors
-    needs_x, needs_weight = ctx.needs_input_grad[:2]
+    needs_x, needs_weight = ctx.needs[:2]
     grad_x = grad_weight = grad_bias = None
     rows = grad.reshape(-1, grad.shape[-1])
     if needs_x:
@@ -87,7 +88,7 @@ def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     if needs_weight:
         used = _fake_quantized(x, grad.dtype, ctx.symmetric).reshape(rows.shape[0], x.shape[-1])
         grad_weight = (rows.t() @ used).to(weight.dtype)
-    if bias is not None and ctx.needs_input_grad[2]:
+    if bias is not None and ctx.needs[2]:
         grad_bias = rows.sum(0, dtype=bias.dtype)
     return grad_x, grad_weight, grad_bias
 
@@ -145,8 +146,8 @@ def _conv2d_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     _refuse_second_derivatives()
     x, weight, bias = ctx.saved_tensors
     stride, padding, dilation, groups = ctx.arguments
-    needs_x, needs_weight = ctx.needs_input_grad[:2]
-    needs_bias = bias is not None and ctx.needs_input_grad[2]
+    needs_x, needs_weight = ctx.needs[:2]
+    needs_bias = bias is not None and ctx.needs[2]
     used_x = _fake_quantized(x.flatten(1), grad.dtype).reshape(x.shape)
     used_weight = _fake_quantized(weight.flatten(1), grad.dtype).reshape(weight.shape)
     grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(

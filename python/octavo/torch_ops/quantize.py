@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ..ops.quantize import DEQUANTIZE, QUANTIZE
-from .define import define, no_gradient, none, register
+from .define import define, no_gradient, register
 
-quantize_op = register(QUANTIZE, no_gradient, none)
+quantize_op = register(QUANTIZE, no_gradient)
 
 
 def _dequantize_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -21,7 +21,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: Any, output: 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """Exact: nothing is rounded to int8 but the weight, which is a constant."""
     x, weight, weight_scale, bias = ctx.saved_tensors
-    needs = ctx.needs_input_grad  # without one for a bias that was left out
+    needs = ctx.needs  # without one for a bias that was left out
     needs_x, needs_scale, needs_bias = needs[0], needs[2], bias is not None and needs[3]
     n, k = weight_scale.shape[0], x.shape[-1]
     grad = grad.to(torch.float32)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
@@ -11,14 +12,17 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from ..configs import DEFAULT, Config, Int8Static, check_config
+from ..kinds import listed
 from ..layers.attention import Int8MultiheadAttention
 from ..layers.static import Int8StaticLinear, Range
+from .belongings import REASON, weights_of_eval, why_clash
 from .calibrate import calibrate
-from .replaceable import REASON, as_linear, forms_of, why_float
+from .replaceable import as_linear, base_of, forms_of, why_float, why_left
 from .swap import Filter, check_model, replace, swapped
 
 Configs = Config | Mapping[str | type[nn.Module], Config | None]
 Rule = tuple[str | type[nn.Module], Config | None]
+Origin = tuple[int, tuple[int, ...]]
 
 
 class _Layer(NamedTuple):
@@ -39,21 +43,23 @@ def quantize_(model: nn.Module, config: Configs = DEFAULT, *, filter_fn: Filter 
     filter_fn(module, fqn): chooses among these layers (default: all). A module used in several places stays
         one module; filter_fn and config see it under its first name.
 
-    A model that is such a layer itself comes back as a new module. Hooks go on. Layers that share a weight
-    share its int8 form again, if they store it alike, until it is loaded or moved to another device.
-    octavo.explain says why a layer stayed float, such as one with a forward of its own.
-    ValueError if there is nothing to replace, for a name in config that fits no layer, and for a weight with
-    NaN or Inf; TypeError for another config. The model is unchanged then.
+    A model that is such a layer itself comes back as a new module. Hooks and attributes go on; parametrized
+    weights are taken as in eval mode. Layers that share a weight share its int8 form again, if they store it
+    alike, until it is loaded or moved to another device. octavo.explain says why a layer stayed float, such
+    as one with a forward or other members of its own, or with parameters beside its weight.
+    ValueError if there is nothing to replace, with the reasons, for a name in config that fits no layer, and
+    for a weight with NaN or Inf; TypeError for another config. The model is unchanged then.
     """
     check_model(model)
     rules = _rules(config)
     layers, reasons = _choose(model, rules, filter_fn)
-    new = _int8_layers(model, layers, reasons)
+    with weights_of_eval(model):
+        new = _int8_layers(model, layers, reasons)
     if not new:
-        why = f" ({'; '.join(sorted({*reasons.values()}))})" if reasons else ""
+        whys = {fqn: reasons.get(id(model.get_submodule(fqn)), why) for fqn, why in why_left(model).items()}
         raise ValueError(
-            "model: expected at least one layer with an int8 form that filter_fn and config accept, "
-            f"got none{why}"
+            "model: expected at least one layer with an int8 form that filter_fn and config accept, got none"
+            + listed(whys)
         )
     for module in model.modules():
         if id(module) in reasons:
@@ -107,11 +113,11 @@ def _fits(key: str | type[nn.Module], module: nn.Module, fqn: str) -> bool:
 def _int8_layers(model: nn.Module, layers: Sequence[_Layer], reasons: dict[int, str]) -> dict[int, nn.Module]:
     """The int8 forms of the layers, by the ids of these; adds the reasons of those that calibration did not
     see. The model is unchanged."""
-    attention = {
-        id(layer.module): Int8MultiheadAttention.with_float_projections(layer.module)
-        for layer in layers
-        if isinstance(layer.module, nn.MultiheadAttention)
-    }
+    attention = {}
+    for layer in layers:
+        if isinstance(layer.module, nn.MultiheadAttention):
+            with _named(layer):
+                attention[id(layer.module)] = Int8MultiheadAttention.with_float_projections(layer.module)
     parts = {id(layer.module): _parts(layer, attention.get(id(layer.module))) for layer in layers}
     ranges: dict[int, Range] = {}
     static = [layer for layer in layers if _is_calibrated(layer)]
@@ -121,20 +127,34 @@ def _int8_layers(model: nn.Module, layers: Sequence[_Layer], reasons: dict[int, 
         with swapped(model, attention) as whole:
             ranges.update(calibrate(whole, observed, config))
     new: dict[int, nn.Module] = {}
-    tied: dict[int, nn.Module] = {}
+    tied: dict[Origin, nn.Module] = {}
     for layer in layers:
         key = id(layer.module)
-        if _is_calibrated(layer) and any(id(part.module) not in ranges for part in parts[key]):
+        if _is_calibrated(layer) and any(id(each.module) not in ranges for each in parts[key]):
             reasons[key] = "float: its input was never seen in calibration"
             continue
-        for part in parts[key]:
-            form = _int8_layer(part, ranges.get(id(part.module)))
-            _share(form, part.module, tied)
-            if key in attention:
-                attention[key].add_module(part.fqn.rpartition(".")[2], form)
-                form = attention[key]
-            new[key] = form
+        forms = {each.fqn: _int8_layer(each, ranges.get(id(each.module))) for each in parts[key]}
+        form: nn.Module = attention[key] if key in attention else next(iter(forms.values()))
+        if key in attention:
+            for fqn, part in forms.items():
+                form.add_module(fqn.rpartition(".")[2], part)
+        why = _why_clash(layer.module, form)
+        if why:
+            reasons[key] = why
+            continue
+        for fqn, part in forms.items():
+            _share(part, _origin(layer.module, fqn.rpartition(".")[2]), tied)
+        new[key] = form
     return new
+
+
+def _why_clash(old: nn.Module, new: nn.Module) -> str:
+    base = base_of(old)
+    assert base is not None
+    why = why_clash(old, new, base)
+    if not why and isinstance(old, nn.MultiheadAttention):
+        why = why_clash(old.out_proj, new.out_proj, nn.Linear)  # type: ignore[arg-type]
+    return why
 
 
 def _is_calibrated(layer: _Layer) -> bool:
@@ -152,24 +172,48 @@ def _parts(layer: _Layer, attention: nn.Module | None) -> list[_Layer]:
 def _int8_layer(layer: _Layer, input_range: Range | None) -> nn.Module:
     form = forms_of(layer.module)[type(layer.config)]
     more: dict[str, Any] = {} if input_range is None else {"input_range": input_range}
-    try:
+    with _named(layer):
         new: nn.Module = form.from_float(as_linear(layer.module), layer.config, **more)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"model: layer {layer.fqn!r}: {error}") from error
     return new
 
 
-def _share(new: nn.Module, source: nn.Module, tied: dict[int, nn.Module]) -> None:
+@contextmanager
+def _named(layer: _Layer) -> Iterator[None]:
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"model: layer {layer.fqn!r}: {error}") from error
+
+
+def _origin(layer: nn.Module, part: str) -> Origin:
+    """Of what tensors a layer's weight is, or that of a projection of attention, and which share of these."""
+    name, index = "weight", 0
+    if isinstance(layer, nn.MultiheadAttention):
+        if part == "out_proj":
+            layer = layer.out_proj
+        elif layer.in_proj_weight is not None:
+            name, index = "in_proj_weight", "qkv".index(part[0])
+        else:
+            name = f"{part}_weight"
+    return index, tuple(map(id, _tensors(layer, name)))
+
+
+def _tensors(layer: nn.Module, name: str) -> list[torch.Tensor | None]:
+    if not parametrize.is_parametrized(layer, name):
+        return [layer._parameters.get(name)]
+    one: nn.Module = layer.parametrizations[name]  # type: ignore[index, assignment]
+    return [getattr(one, each) for each in (*one._parameters, *one._buffers) if each.startswith("original")]
+
+
+def _share(new: nn.Module, origin: Origin, tied: dict[Origin, nn.Module]) -> None:
     """Gives the int8 form of a weight that was seen before the first one's memory, if it holds the same.
 
     Not the scales, which are small: load_state_dict fills them in place, but replaces what is packed.
     """
-    weight = source._parameters.get("weight")
-    if parametrize.is_parametrized(source, "weight"):
-        weight = source.parametrizations["weight"].original  # type: ignore[index, union-attr]
-    first = new if weight is None else tied.setdefault(id(weight), new)
+    first = tied.setdefault(origin, new)
     if first is new:
         return
+    new._tied = first._tied = True  # type: ignore[assignment]
     for name, buffer in new.named_buffers(recurse=False):
         for other in first.buffers(recurse=False):
             alike = (buffer.dtype, buffer.device, buffer.shape) == (other.dtype, other.device, other.shape)

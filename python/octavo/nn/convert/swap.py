@@ -4,23 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from .belongings import take_over
 from .replaceable import int8_kinds
 
 Filter = Callable[[nn.Module, str], bool]
-
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-    "_is_full_backward_hook",
-)
 
 
 def check_model(model: object) -> None:
@@ -29,11 +21,10 @@ def check_model(model: object) -> None:
 
 
 def replace(model: nn.Module, new: Mapping[int, nn.Module]) -> nn.Module:
-    """Puts new[id(module)], with its hooks, in the place of each such module; returns the model."""
+    """Puts new[id(module)], with its hooks and attributes, in the place of each module; returns the model."""
     for module in model.modules():
         if id(module) in new:
-            for name in _HOOKS:  # the same dictionaries: handles to remove a hook stay valid
-                setattr(new[id(module)], name, getattr(module, name))
+            take_over(module, new[id(module)])
     model = _swap(model, new)
     leave_fused_paths(model, int8_kinds())
     return model
@@ -46,8 +37,31 @@ def leave_fused_paths(model: nn.Module, kinds: type[nn.Module] | tuple[type[nn.M
             continue
         if isinstance(module, nn.TransformerEncoderLayer):
             module.activation_relu_or_gelu = 0
-        elif isinstance(module, nn.TransformerEncoder):
+        elif isinstance(module, nn.TransformerEncoder) and getattr(module, "use_nested_tensor", False):
             module.use_nested_tensor = False
+            if type(module).forward is nn.TransformerEncoder.forward:
+                module.register_forward_hook(_clear_padding, prepend=True, with_kwargs=True)
+
+
+def _clear_padding(
+    encoder: nn.TransformerEncoder, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor
+) -> Tensor | None:
+    """0 for padding, where torch would have gone the path of nested tensors, which leaves it out."""
+    given = dict(zip(("src", "mask", "src_key_padding_mask"), args, strict=False)) | kwargs
+    src, padding, first = given["src"], given.get("src_key_padding_mask"), encoder.layers[0]
+    if padding is None or given.get("mask") is not None or first.training or src.dim() != 3:
+        return None
+    if torch.is_grad_enabled() and any(each.requires_grad for each in (src, *first.parameters())):
+        return None
+    if not torch.backends.mha.get_fastpath_enabled() or torch.is_autocast_enabled():
+        return None
+    kept = padding.logical_not()
+    if getattr(encoder, "mask_check", True):  # padding that is not at the end is computed
+        kept = kept | (kept[:, 1:] & ~kept[:, :-1]).any()
+    empty = y.new_zeros(1, 1, y.shape[-1])
+    if encoder.norm is not None:
+        empty = encoder.norm.forward(empty)  # not a call, which hooks would see
+    return torch.where(kept.unsqueeze(-1), y, empty)
 
 
 def _swap(model: nn.Module, new: Mapping[int, nn.Module]) -> nn.Module:

@@ -34,6 +34,13 @@ _SPELLINGS: dict[str, tuple[Any, ...]] = {
     "rms_norm": (F.rms_norm, torch.rms_norm, _aten.rms_norm.default),
     "int8_linear": (int8_linear_op, _octavo.int8_linear),
     "attention": (F.scaled_dot_product_attention, _aten.scaled_dot_product_attention.default),
+    "linear": (_aten.linear.default,),
+    "matmul": (_aten.matmul.default, _aten.mm.default),
+    "t": (_aten.t.default, _aten.numpy_T.default, _aten.mT.default),
+    "transpose": (_aten.transpose.int,),
+    "permute": (_aten.permute.default,),
+    "dequantize": (_octavo.dequantize.default,),
+    "unpack": (_octavo.unpack_weight.default,),
     "slice": (_aten.slice.Tensor,),
     "check": (_aten._assert_tensor_metadata.default,),
 }
@@ -73,11 +80,14 @@ def same_shape(a: Tensor, b: Tensor) -> bool:
     )
 
 
+ROOT = "octavo_fused."  # what precedes the names of a captured model's modules
+
+
 def layer_of(node: Node) -> str:
-    """The name of the module that made this node, without the name that dynamo gives the model."""
+    """The name of the module that made this node, without the name of the model itself."""
     stack = list(node.meta.get("nn_module_stack", {}).values())
     name = str(stack[-1][0]) if stack else ""
-    for prefix in ("L['self'].", "L__self___", "L['self']", "L['fn'].", "L['fn']"):
+    for prefix in (ROOT, "L['self'].", "L__self___", "L['self']", "L['fn'].", "L['fn']"):
         name = name.removeprefix(prefix)
     return name or node.name
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from torch.fx import Graph, Node
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from ...ops.norm import NORM_RESULTS
+from ..layers.linear import Int8Linear
 from .graph import (
     argument_of,
     drop_identities,
@@ -30,6 +31,7 @@ from .graph import (
     same_shape,
     value_of,
 )
+from .weights import use_int8_weights
 
 __all__ = ["Fusion", "fuse_graph"]
 
@@ -47,9 +49,13 @@ class Fusion:
 _aten, _octavo = torch.ops.aten, torch.ops.octavo
 
 
-def fuse_graph(graph: Graph) -> list[Fusion]:
-    """Rewrites the graph in place. Nodes need values (FakeTensors) in their meta; gradients are lost."""
+def fuse_graph(graph: Graph, layers: Mapping[Node, tuple[str, Int8Linear]] | None = None) -> list[Fusion]:
+    """Rewrites the graph in place. Nodes need values (FakeTensors) in their meta; gradients are lost.
+
+    layers: by the graph's inputs that int8 layers store weights in, their names and themselves.
+    """
     drop_identities(graph)
+    use_int8_weights(graph, layers or {})
     found = [*_fuse_activations(graph), *_fuse_norms(graph), *_fuse_shared_inputs(graph)]
     if found:
         found += _convert_masks(graph)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...ops.linear import INT8_LINEARS
-from ...runtime.arrays import needs_dispatcher
+from ...runtime.arrays import is_jit_traced, needs_dispatcher
 from ...torch_ops.linear import int8_linears_op
 from ..configs import DEFAULT, Config, Int8Dynamic, Int8WeightOnly, check_config
-from .base import why_changed
+from .base import in_dtype_of, leaf, no_script, why_changed
 from .linear import Int8Linear
 
 
@@ -23,13 +23,16 @@ class Int8MultiheadAttention(nn.Module):
     Arguments and results are those of torch.nn.MultiheadAttention, without add_bias_kv, add_zero_attn and
     nested tensors; ValueError or TypeError for shapes and dtypes that do not fit. Where query is key is
     value, or key is value, their projections share one quantization. The projections are modules, as the
-    state dict shows: `q_proj.weight` int8 [E, E], `q_proj.weight_scale` float32 [E, 1], `q_proj.bias`, and
-    likewise for k_proj, v_proj and out_proj.
+    state dict shows: `q_proj.weight_int8` int8 [E, E], `q_proj.weight_scale` float32 [E, 1], `q_proj.bias`,
+    and likewise for k_proj, v_proj and out_proj.
     """
 
-    # what torch.nn.TransformerEncoderLayer looks at before it runs its fused float kernel: not to be
+    # as torch has them for weights of their own; torch.nn.TransformerEncoderLayer runs no fused kernel then
+    _qkv_same_embed_dim = False
     in_proj_weight = None
-    in_proj_bias = None
+    bias_k = None
+    bias_v = None
+    add_zero_attn = False
     q_proj: nn.Module
     k_proj: nn.Module
     v_proj: nn.Module
@@ -105,6 +108,28 @@ class Int8MultiheadAttention(nn.Module):
         new.out_proj = _linear(out.weight, out.bias)
         return new.train(attention.training)
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        return no_script(self)
+
+    @property
+    def q_proj_weight(self) -> Tensor:
+        return cast("Tensor", self.q_proj.weight)
+
+    @property
+    def k_proj_weight(self) -> Tensor:
+        return cast("Tensor", self.k_proj.weight)
+
+    @property
+    def v_proj_weight(self) -> Tensor:
+        return cast("Tensor", self.v_proj.weight)
+
+    @property
+    def in_proj_bias(self) -> Tensor | None:
+        """Those of q_proj, k_proj and v_proj, in a new tensor."""
+        biases = [layer._parameters["bias"] for layer in (self.q_proj, self.k_proj, self.v_proj)]
+        given: list[Tensor] = [bias for bias in biases if bias is not None]
+        return torch.cat(given) if given else None
+
     @property
     def bias(self) -> Tensor | None:
         """That of out_proj; None if the projections have none."""
@@ -121,6 +146,10 @@ class Int8MultiheadAttention(nn.Module):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
+        options = key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
+        traced = leaf(self, query, key, value, *options)
+        if traced is not None:
+            return traced  # type: ignore[no-any-return]
         if query.dim() not in (2, 3) or not query.dim() == key.dim() == value.dim():
             got = [tuple(each.shape) for each in (query, key, value)]
             raise ValueError(f"query, key, value: expected three dimensions, or two for no batch, got {got}")
@@ -197,17 +226,20 @@ def _together(x: Tensor, layers: Sequence[nn.Module]) -> Sequence[Tensor]:
     """What the layers make of x, which is quantized once where they would do the same."""
     same = [layer for layer in layers if type(layer) is Int8Linear]
     symmetric = {layer.symmetric for layer in same}
-    if len(same) < len(layers) or len(symmetric) > 1:
+    # torch.jit.trace has no lists of strings, which the schema of the one call has
+    if len(same) < len(layers) or len(symmetric) > 1 or is_jit_traced():
         return [layer(x) for layer in layers]
     weights, scales = [layer._stored for layer in same], [layer.weight_scale for layer in same]
     biases = [layer.bias for layer in same]
     results: Sequence[Tensor]
     if needs_dispatcher(x, *weights, *biases):
+        if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
+            return [layer(x) for layer in layers]  # torch.func.vmap takes no operation on lists of tensors
         given = [x.new_empty(0) if bias is None else bias for bias in biases]
         results = int8_linears_op(x, weights, scales, given, [""] * len(same), symmetric=symmetric.pop())
     else:
         results = INT8_LINEARS.run(x, weights, scales, biases, [None] * len(same), None, symmetric.pop())
-    return results
+    return [in_dtype_of(x, y) for y in results]
 
 
 def _additive(mask: Tensor, name: str, dtype: torch.dtype, *shapes: tuple[int, ...]) -> Tensor:

@@ -6,13 +6,14 @@ from torch import Tensor, nn
 
 from ...torch_ops.qat import fake_quantized_conv2d_op, fake_quantized_linear_op
 from ..configs import DEFAULT, Int8Dynamic
+from .base import in_dtype_of
 
 
 class FakeQuantizedLinear(nn.Linear):
     """A torch.nn.Linear that computes, to the bit, what Int8Linear.from_float of it does, and trains.
 
     Weight and bias are the float parameters of torch.nn.Linear, with its state dict; x is [..., K] of any
-    float dtype, y of the same (float32 for float64). Every forward pass quantizes the weight per row and the
+    float dtype, y of the same. Every forward pass quantizes the weight per row and the
     input per row, and multiplies in int8. Gradients are straight through (Bengio et al. 2013,
     arXiv:1308.3432): with G the gradient of y, and W' and x' what the int8 values stand for, rounded to y's
     dtype,
@@ -26,9 +27,11 @@ class FakeQuantizedLinear(nn.Linear):
 
     qat_config: Int8Dynamic = DEFAULT
 
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = fake_quantized_linear_op(x, self.weight, self.bias, symmetric=self.qat_config.symmetric)
-        return y
+    def forward(self, input: Tensor) -> Tensor:
+        y: Tensor = fake_quantized_linear_op(
+            input, self.weight, self.bias, symmetric=self.qat_config.symmetric
+        )
+        return in_dtype_of(input, y)
 
 
 class FakeQuantizedConv2d(nn.Conv2d):
@@ -40,16 +43,16 @@ class FakeQuantizedConv2d(nn.Conv2d):
 
     qat_config: Int8Dynamic = DEFAULT
 
-    def forward(self, x: Tensor) -> Tensor:
-        if x.dim() == 3:
-            return self.forward(x.unsqueeze(0)).squeeze(0)
+    def forward(self, input: Tensor) -> Tensor:
+        if input.dim() == 3:
+            return self.forward(input.unsqueeze(0)).squeeze(0)
         padding = self.padding
         if isinstance(padding, str) or self.padding_mode != "zeros":
             # values of x and zeros: the scale of x is that of the padded x
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-            x = nn.functional.pad(x, self._reversed_padding_repeated_twice, mode=mode)
+            input = nn.functional.pad(input, self._reversed_padding_repeated_twice, mode=mode)
             padding = (0, 0)
         y: Tensor = fake_quantized_conv2d_op(
-            x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups
+            input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups
         )
-        return y
+        return in_dtype_of(input, y)

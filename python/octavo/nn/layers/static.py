@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...ops.int_mm import SCALED_INT_MM
-from ...ops.layouts import MAX_K_UNSIGNED
 from ...ops.quantize import QUANTIZE, quantize
 from ...runtime.arrays import needs_dispatcher
 from ...torch_ops.linear import scaled_int_mm_op
 from ...torch_ops.quantize import quantize_op
-from ..configs import Int8Static, check_config
+from ..configs import Int8Dynamic, Int8Static, check_config
+from .base import in_dtype_of, leaf
 from .linear import Int8Linear
 
 Range = tuple[float, float]
@@ -65,20 +64,22 @@ class Int8StaticLinear(Int8Linear):
         ValueError for a weight with NaN or Inf, and for more inputs than a zero point allows.
         """
         check_config(config, Int8Static)
-        new = super().from_float(linear, activation=activation)
+        new = super().from_float(linear, Int8Dynamic(config.symmetric), activation=activation)
         assert isinstance(new, Int8StaticLinear)
-        if not config.symmetric and new.in_features > MAX_K_UNSIGNED:
-            raise ValueError(
-                f"linear: expected K <= {MAX_K_UNSIGNED} with symmetric=False, got {new.in_features}"
-            )
-        new.symmetric = config.symmetric
         ends = torch.tensor(input_range, dtype=torch.float32, device=linear.weight.device)
         _, scale, zero_point = quantize(ends, granularity="tensor", symmetric=config.symmetric)
         new.input_scale, new.input_zero_point = scale, zero_point
         return new
 
-    def forward(self, x: Tensor) -> Tensor:
-        traced = needs_dispatcher(x, self._stored, self.bias)
+    def forward(self, input: Tensor) -> Tensor:
+        traced = leaf(self, input)
+        return self._product(input, self.bias, self.activation) if traced is None else traced
+
+    def _linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        return self._product(x, bias, None)
+
+    def _product(self, x: Tensor, bias: Tensor | None, activation: str | None) -> Tensor:
+        traced = needs_dispatcher(x, self._stored, bias)
         quantize, product = (quantize_op, scaled_int_mm_op) if traced else (QUANTIZE.run, SCALED_INT_MM.run)
         scale, zero_point = self.input_scale, self.input_zero_point
         data = quantize(x, "tensor", None, zero_point is None, scale, zero_point)[0]
@@ -87,16 +88,9 @@ class Int8StaticLinear(Int8Linear):
             scale,
             self._stored,
             self.weight_scale,
-            self.bias,
+            bias,
             zero_point,
-            activation=self.activation,
+            activation=activation,
             out_dtype=torch.float32 if x.dtype == torch.float64 else x.dtype,
         )
-        return y
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Int8StaticLinear:
-        scale = self.input_scale
-        super()._apply(fn, recurse)
-        if self.input_scale.dtype != torch.float32:  # whatever the model's dtype
-            self.input_scale = scale.to(self.input_scale.device)
-        return self
+        return in_dtype_of(x, y)
