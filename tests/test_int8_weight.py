@@ -437,6 +437,30 @@ def test_a_rebuilt_layer_has_its_dtype(kind):
     assert fresh.weight.dtype == torch.bfloat16
 
 
+@every_layer
+def test_a_model_without_biases_has_a_device_and_a_dtype(kind, tmp_path):
+    model = nn.Sequential(LAYERS[kind]())
+    model[0].bias = None
+    if not list(model.parameters()):
+        model[0]._add_like("cpu")
+    state = model.state_dict()
+    octavo.save(model, tmp_path)
+    for each in (
+        copy.deepcopy(model),
+        pickle.loads(pickle.dumps(model)),
+        octavo.load(copy.deepcopy(model), tmp_path),
+    ):
+        (like,) = each.parameters()
+        assert (like.dtype, like.device.type, like.numel()) == (torch.float32, "cpu", 0)
+        assert next(each.bfloat16().parameters()).dtype == torch.bfloat16
+        each.load_state_dict(state, assign=True)
+        assert next(each.parameters()).dtype == torch.float32
+        each[0].weight = torch.ones(model[0]._shape, dtype=torch.float16)
+        assert next(each.parameters()).dtype == torch.float16
+        assert each.state_dict().keys() == state.keys()
+        assert next(each.to("meta").parameters()).is_meta
+
+
 def test_a_float_layer_can_hold_it():
     table = LAYERS["embedding"]()
     head = nn.Linear(24, 12, bias=False)

@@ -219,9 +219,11 @@ def _fill_module(model: nn.Module, fqn: str, module: nn.Module, state: dict[str,
                     buffer, device="cpu" if held is None or held.is_meta else held.device
                 )
     if not any(name.endswith("weight_int8") for name in state):
-        for part in module.modules():  # octavo 0.1 and others do not tell the dtype of a layer without a bias
+        # octavo 0.1 and others do not tell the dtype of a layer without a bias
+        dtype = next((tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()), None)
+        for part in module.modules():
             if isinstance(part, PackedLinear | Int8Conv2d):
-                part.dtype = next((t.dtype for t in tensors.values() if t.is_floating_point()), part.dtype)
+                part._set_dtype(dtype or part.dtype)
     module.train(old.training)
 
 

@@ -46,6 +46,17 @@ class PackedModule(nn.Module):
         super().__init__()
         self.dtype = torch.get_default_dtype() if dtype is None else dtype
 
+    def _add_like(self, device: Any) -> None:
+        """Of a layer without a bias: an empty parameter, so that next(model.parameters()) tells device and
+        dtype where no other layer has one."""
+        self._like = nn.Parameter(torch.empty(0, dtype=self.dtype, device=device), requires_grad=False)
+
+    def _set_dtype(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        like = self._parameters.get("_like")
+        if like is not None and (like.dtype is not dtype or like.device != self._stored.device):
+            self._add_like(self._stored.device)
+
     # ---- for subclasses ----
 
     @property
@@ -147,7 +158,8 @@ class PackedModule(nn.Module):
             raise ValueError(f"weight: expected shape {self._shape}, got {tuple(weight.shape)}")
         weight = weight.clone() if type(weight) not in (Tensor, nn.Parameter) else weight
         data, scale = self._quantized(weight)
-        self._stored, self.weight_scale, self.dtype = self._packed(data), scale, weight.dtype
+        self._stored, self.weight_scale = self._packed(data), scale
+        self._set_dtype(weight.dtype)
 
     def _take(self, other: PackedModule) -> None:
         """The int8 values of another layer, as they are where it has the same kind of scales."""
@@ -155,7 +167,7 @@ class PackedModule(nn.Module):
             self._set_float(other._float_weight(other.dtype))
             return
         self._stored, self.weight_scale = self._packed(other.weight_int8), other.weight_scale
-        self.dtype = other.dtype
+        self._set_dtype(other.dtype)
 
     # ---- moving, saving, loading ----
 
@@ -186,6 +198,7 @@ class PackedModule(nn.Module):
         destination[prefix + "weight"] = torch.empty(0, dtype=self.dtype, device=self._stored.device)
         destination[prefix + "weight_int8"] = self.weight_int8
         super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination.pop(prefix + "_like", None)
 
     def _load_from_state_dict(
         self,
@@ -199,6 +212,8 @@ class PackedModule(nn.Module):
     ) -> None:
         key, place = prefix + "weight_int8", prefix + "weight"
         rest = {name: value for name, value in state_dict.items() if name not in (key, place)}
+        if "_like" in self._parameters:
+            rest[prefix + "_like"] = self._like
         super()._load_from_state_dict(
             rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
@@ -216,9 +231,6 @@ class PackedModule(nn.Module):
             error_msgs.append(f"{key}: expected int8 {self._shape}, got {got}")
             return
         assign = local_metadata.get("assign_to_params_buffers", False)
-        if assign:
-            like = self._parameters.get("bias") if placeholder is None else placeholder
-            self.dtype = self.dtype if like is None else like.dtype
         device = weight.device if assign else self._stored.device
         weight = weight.detach().to(device)
         stored = self._packed(weight)
@@ -228,6 +240,9 @@ class PackedModule(nn.Module):
             self._stored = stored.clone()
         else:
             self._stored.copy_(stored)  # the memory that tied layers share
+        if assign:
+            like = self._parameters.get("bias") if placeholder is None else placeholder
+            self._set_dtype(self.dtype if like is None else like.dtype)
 
 
 # what torch.nn.utils.prune and its like compute anew, from other parameters, before each call

@@ -79,6 +79,7 @@ class Int8Conv2d(PackedModule):
             self.bias = nn.Parameter(zeros, requires_grad=False)
         else:
             self.register_parameter("bias", None)
+            self._add_like(device)
 
     @classmethod
     def from_float(
@@ -102,7 +103,7 @@ class Int8Conv2d(PackedModule):
                 conv.padding,  # type: ignore[arg-type]
                 conv.dilation,  # type: ignore[arg-type]
                 conv.groups,
-                False,
+                conv.bias is not None,
                 conv.padding_mode,
                 activation=activation,
                 device="meta",

@@ -60,6 +60,7 @@ class _Int8Table(PackedModule):
         self.register_buffer(
             "weight_scale", torch.ones(num_embeddings, 1, dtype=torch.float32, device=device)
         )
+        self._add_like(device)
 
     @classmethod
     def _of(cls, embedding: nn.Embedding | nn.EmbeddingBag, config: Config, **options: Any) -> Self:

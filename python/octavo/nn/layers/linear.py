@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ...ops.layouts import check_k
+from ...ops.layouts import MAX_K_UNSIGNED, check_k
 from ...ops.linear import INT8_LINEAR
 from ...ops.linear_tiny import tiny_int8_linear
 from ...ops.operand import ACTIVATIONS, CUDA_ROW, check_epilogue
@@ -64,6 +64,7 @@ class PackedLinear(PackedModule):
             self.bias = nn.Parameter(zeros, requires_grad=False)
         else:
             self.register_parameter("bias", None)
+            self._add_like(device)
 
     @classmethod
     def _of(cls, linear: nn.Linear, **options: Any) -> Self:
@@ -74,7 +75,7 @@ class PackedLinear(PackedModule):
         n, k = weight.shape  # linear.out_features may be older, where a weight was cut
         with torch.no_grad():
             options |= {"device": "meta", "dtype": weight.dtype}
-            new = cls(k, n, False, **options)
+            new = cls(k, n, linear.bias is not None, **options)
             new._set_float(weight)
             check_epilogue(n, new.weight_scale, linear.bias, None, "float32")
             if linear.bias is not None:
@@ -142,6 +143,9 @@ class Int8Linear(PackedLinear):
         check_config(config, Int8Dynamic, Int8WeightOnly)
         if isinstance(config, Int8WeightOnly):
             return Int8WeightOnlyLinear.from_float(linear, config, activation=activation)
+        if not config.symmetric and linear.weight.shape[1] > MAX_K_UNSIGNED:
+            got = linear.weight.shape[1]
+            raise ValueError(f"linear: expected K <= {MAX_K_UNSIGNED} with symmetric=False, got {got}")
         return cls._of(linear, activation=activation, symmetric=config.symmetric)
 
     def forward(self, input: Tensor) -> Tensor:
