@@ -537,6 +537,7 @@ def vmapped(m, y):
     return torch.vmap(lambda row: torch.where(row > row.mean(), row, 0))(y)
 
 
+@pytest.mark.skipif(torch.__version__ < (2, 9), reason="torch.export of torch 2.8 does not take this vmap")
 def test_vmap_in_a_forward():
     model = int8(Model(vmapped))
     fused = octavo.fuse_(copy.deepcopy(model), torch.randn(4, 32))
