@@ -518,6 +518,34 @@ def test_a_model_that_was_made_in_inference_mode():
     assert model[1].weight.requires_grad
 
 
+@pytest.mark.parametrize("name", ["captured", "digits"])
+def test_code_that_computes_something_else_while_it_is_captured(name):
+    f = {
+        "captured": lambda m, y: y * 2 if torch.compiler.is_compiling() else y,
+        "digits": lambda m, y: y * len(str(y.shape[0])),
+    }[name]
+    model = int8(Model(f))
+    with pytest.raises(
+        ValueError, match="model: expected a forward that computes the same while it is captured"
+    ):
+        octavo.fuse_(model, torch.randn(4, 32))
+    model = int8(Model(lambda m, y: F.dropout(y, 0.5, training=True)))  # random, but the same
+    octavo.fuse_(model, torch.randn(4, 32))
+
+
+def vmapped(m, y):
+    return torch.vmap(lambda row: torch.where(row > row.mean(), row, 0))(y)
+
+
+@pytest.mark.skipif(torch.__version__ < (2, 9), reason="torch.export of torch 2.8 does not take this vmap")
+def test_vmap_in_a_forward():
+    model = int8(Model(vmapped))
+    fused = octavo.fuse_(copy.deepcopy(model), torch.randn(4, 32))
+    calls, x = count_graph_calls(fused), torch.randn(7, 32)
+    torch.testing.assert_close(fused(x), model(x), rtol=1e-4, atol=1e-4)
+    assert calls == [1]
+
+
 # ---- weights that are read ----
 
 READS = {

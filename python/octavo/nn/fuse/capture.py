@@ -54,6 +54,7 @@ class Capture:
                 f"model: expected a forward that only computes its result, got one that changes {changed}"
             )
         self.program = program
+        self._check()
         for module, _, name in self.states:
             self.reads[id(module)].discard(name)
         self.guards = Guards(model, self.reads)
@@ -63,7 +64,9 @@ class Capture:
         program = self._export()
         if self.unsettled:
             self.states = self._numbers()
-            self._run_once()  # what only a first call finds empty, such as a cache of its own, is filled
+            self._run_once(
+                self._forward
+            )  # what only a first call finds empty, such as a cache of its own, is filled
             program = self._export()
         if self._numbers():
             self.states += self._numbers()
@@ -115,6 +118,7 @@ class Capture:
         for place, value in zip(self.states, left, strict=True):
             set_at(place, value)
         before = Snapshot(model)
+        self._known = before.known()
         try:
             with recorded_reads(model.modules()) as self.reads:
                 result = type(model).forward(model, *args, **kwargs)
@@ -124,7 +128,7 @@ class Capture:
                     raise ValueError(
                         "model: expected a forward that leaves its arguments alone, got one that changes them"
                     )
-                self.structure = Structure([result, self._changes(before)], before.known())
+                self.structure = Structure([result, self._changes(before)], self._known)
             except ValueError as error:
                 self.error = error
                 raise
@@ -155,25 +159,59 @@ class Capture:
                 self.unsettled[name] = place
         return [*map(value_at, self.written)]
 
-    def _run_once(self) -> None:
-        """The forward as it is. What it sets is as before after it, but for what it has found unset."""
-        kept = [place for place in self.unsettled.values() if place not in self.states]
-        places = [
-            (place, holder_of(place).get(place[2], MISSING)) for place in self.written if place not in kept
-        ]
-        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
-        given = [each.clone() if isinstance(each, Tensor) else each for each in self.given]
+    def _forward(self, given: list[Any]) -> Any:
         args, kwargs = pytree.tree_unflatten(given, self.spec)
+        return type(self.model).forward(self.model, *args, **kwargs)
+
+    def _run_once(self, run: Callable[[list[Any]], Any]) -> Any:
+        """run(what is given). What this sets is as before after it, but for what it has found unset."""
+        kept = [place for place in self.unsettled.values() if place not in self.states]
+        written = [place for place in self.written if place not in kept]
+        places = [(place, holder_of(place).get(place[2], MISSING)) for place in written]
+        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        random = torch.get_rng_state()
         with torch.no_grad():
             try:
-                type(self.model).forward(self.model, *args, **kwargs)
+                return run([each.clone() if isinstance(each, Tensor) else each for each in self.given])
             finally:
+                torch.set_rng_state(random)
                 for place, value in places:
                     set_at(place, value)
                     if value is MISSING:
                         del holder_of(place)[place[2]]
                 for buffer, value in buffers:
                     buffer.copy_(value)
+
+    def _check(self) -> None:
+        """ValueError where the graph does not compute what the model does: code may ask whether it is being
+        captured, and take another way then."""
+
+        def run_graph(given: list[Any]) -> Any:
+            held = [holder[name] for holder, name in self.held()]
+            inputs = [each for each in given if isinstance(each, Tensor)] + [*map(value_at, self.states)]
+            return self.structure.build(self.program.graph_module(*held, *inputs))[0]
+
+        wanted, found = (self._first_floats(self._run_once(run)) for run in (self._forward, run_graph))
+        if wanted is None or found is None:
+            return
+        if found.shape == wanted.shape:
+            if not wanted.numel():
+                return
+            a, b = (each.reshape(-1, each.shape[-1] if each.dim() else 1) for each in (found, wanted))
+            # of most rows: where the largest are chosen, a last place of one may change all of another
+            if ((a - b).norm(dim=-1) <= 0.1 * b.norm(dim=-1)).double().mean() >= 0.5:
+                return
+        raise ValueError(
+            "model: expected a forward that computes the same while it is captured, got another result for "
+            "the example; its code may ask torch.compiler.is_compiling(), or for a size's digits"
+        )
+
+    def _first_floats(self, result: Any) -> Tensor | None:
+        """The first tensor of floats in a result, without what is not finite."""
+        for each in Structure(result, self._known).leaves:
+            if isinstance(each, Tensor) and each.is_floating_point():
+                return each.detach().to(torch.float64).nan_to_num(posinf=0.0, neginf=0.0)
+        return None
 
     def _numbers(self) -> list[Place]:
         """What is unsettled, but may be an input."""

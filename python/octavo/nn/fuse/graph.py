@@ -111,6 +111,12 @@ def mutates(node: Node) -> bool:
     return in_place or "out" in node.kwargs or node.target in _IN_PLACE
 
 
+def has_effects(node: Node) -> bool:
+    """Whether it has to stay although nobody uses its result; torch.fx takes methods, and where a vmap begins
+    and ends, for pure."""
+    return node.is_impure() or mutates(node) or "vmap" in getattr(node.target, "__name__", "")
+
+
 _IN_PLACE = (operator.setitem, operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.iand,
              operator.ior, operator.ixor, operator.ipow, operator.ifloordiv, operator.imatmul)  # fmt: skip
 _IN_PLACE_METHODS = {f"__{each.__name__}__" for each in _IN_PLACE}

@@ -21,9 +21,9 @@ from ..layers.linear import Int8Linear
 from .graph import (
     argument_of,
     drop_identities,
+    has_effects,
     is_still,
     layer_of,
-    mutates,
     number_of,
     operation_of,
     ordered,
@@ -59,8 +59,7 @@ def fuse_graph(graph: Graph, layers: Mapping[Node, tuple[str, Int8Linear]] | Non
     found = [*_fuse_activations(graph), *_fuse_norms(graph), *_fuse_shared_inputs(graph)]
     if found:
         found += _convert_masks(graph)
-    # torch.fx takes methods for pure
-    graph.eliminate_dead_code(lambda node: node.is_impure() or mutates(node))
+    graph.eliminate_dead_code(has_effects)
     graph.lint()
     return found
 

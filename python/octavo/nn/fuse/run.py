@@ -17,6 +17,7 @@ from ...ops.operand import ACTIVATIONS
 from ...ops.pack import PackedWeight
 from ...runtime import backends
 from ...runtime.arrays import float_code, plain_address
+from .graph import has_effects
 
 _octavo = torch.ops.octavo
 
@@ -34,7 +35,7 @@ def compile_graph(module: GraphModule) -> tuple[Callable[..., Sequence[Any]], li
                 new = graph.call_function(*_SHORT[node.target](node))
             node.replace_all_uses_with(new)
             graph.erase_node(node)
-    graph.eliminate_dead_code()
+    graph.eliminate_dead_code(has_effects)
     module.recompile()
     at = {node: i for i, node in enumerate(graph.find_nodes(op="placeholder"))}
     return module.forward, [(at[weight], at[scale]) for weight, scale in pairs.items()]
