@@ -48,7 +48,7 @@ def biased(layer, bias):
 # (the layer, its config, what the error says)
 REFUSED = {
     "dynamic": (lambda: nn.Linear(SIGNED + 1, 1), Int8Dynamic(), "K <= 131071"),
-    "asymmetric": (lambda: nn.Linear(UNSIGNED + 1, 1), ASYMMETRIC, "K <= 65793 with zero points"),
+    "asymmetric": (lambda: nn.Linear(UNSIGNED + 1, 1), ASYMMETRIC, "K <= 65793 with symmetric=False"),
     "weight only": (lambda: nn.Linear(SIGNED + 1, 1), Int8WeightOnly(), "K <= 131071"),
     "grouped": (lambda: nn.Linear(SIGNED + 1, 1), Int8WeightOnly(4), "K <= 131071"),
     "groups that do not fit": (
@@ -64,7 +64,7 @@ REFUSED = {
     "static": (
         lambda: nn.Linear(UNSIGNED + 1, 1),
         static(UNSIGNED + 1, False),
-        "K <= 65793 with zero points",
+        "K <= 65793 with symmetric=False",
     ),
     "symmetric static": (lambda: nn.Linear(SIGNED + 1, 1), static(SIGNED + 1, True), "K <= 131071"),
     "conv": (
