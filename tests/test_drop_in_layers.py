@@ -500,3 +500,60 @@ def test_type_casts_what_to_casts(config, dtype):
     assert {name: each.dtype for name, each in cast.named_buffers()} == {
         name: each.dtype for name, each in m.named_buffers()
     }
+
+
+# ---- where else a model has its layers ----
+
+
+class Listing(nn.Module):
+    """Its forward goes through what `keep` makes of its layers, as Mask2Former's heads go through a list."""
+
+    def __init__(self, keep):
+        super().__init__()
+        self.a, self.b = nn.Linear(16, 16), nn.Linear(16, 16)
+        vars(self)["kept"] = keep(self.a, self.b)
+
+    def forward(self, x):
+        def through(kept, x):
+            if isinstance(kept, dict):
+                kept = list(kept.values())
+            if isinstance(kept, list | tuple):
+                for each in kept:
+                    x = through(each, x)
+                return x
+            return kept(x)
+
+        return through(self.kept, x)
+
+
+KEEP = {
+    "attribute": lambda a, b: b,
+    "list": lambda a, b: [a, b],
+    "tuple": lambda a, b: (a, b),
+    "dict": lambda a, b: {"first": a, "then": b},
+    "nested": lambda a, b: [(a, {"one": [b]}), (a,)],
+    "twice": lambda a, b: [(one := [a, b]), one],
+}
+
+
+@pytest.mark.parametrize("keep", KEEP.values(), ids=KEEP)
+def test_layers_that_a_model_keeps_elsewhere_too(keep, tmp_path):
+    x = torch.randn(3, 16)
+    model = Listing(keep)
+    wanted = Listing(keep)
+    wanted.load_state_dict(model.state_dict())
+    for name in ("a", "b"):  # int8 one by one, and kept afterwards
+        setattr(wanted, name, octavo.quantize_(getattr(wanted, name)))
+    vars(wanted)["kept"] = keep(wanted.a, wanted.b)
+    octavo.quantize_(model)
+    assert torch.equal(model(x), wanted(x))
+    assert torch.equal(copy.deepcopy(model)(x), wanted(x))
+    octavo.save(model, tmp_path / "int8")
+    for into in (lambda: Listing(keep), Listing(keep), octavo.quantize_(Listing(keep))):
+        assert torch.equal(octavo.load(into, tmp_path / "int8")(x), wanted(x))
+
+
+def test_calibration_goes_through_lists():
+    x = torch.randn(3, 16)
+    model = octavo.quantize_(Listing(KEEP["list"]), octavo.Int8Static([x]))
+    assert all(type(each) is octavo.nn.Int8StaticLinear for each in (model.a, model.b, *model.kept))

@@ -17,7 +17,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.utils import _pytree as pytree
 
 from ..nn.convert.belongings import take_over
-from ..nn.convert.swap import leave_fused_paths
+from ..nn.convert.swap import exchange, leave_fused_paths
 from ..nn.layers import INT8_LAYERS
 from ..nn.layers.base import PackedModule
 from ..nn.layers.conv import Int8Conv2d
@@ -147,6 +147,8 @@ def fill(
         own |= {n: first for n, first in tied.items() if n.startswith(prefix) and n[len(prefix) :] in held}
         _fill_module(model, fqn, module, {n[len(prefix) :]: tensor_of(first) for n, first in own.items()})
         take_over(model.get_submodule(fqn), module)
+    replaced = {id(model.get_submodule(fqn)): module for fqn, module in places.items()}
+    holders = list(model.modules())
     before = [(m, dict(m._parameters), dict(m._buffers), dict(m._modules)) for m in model.modules()]
     try:
         for fqn, module in places.items():
@@ -162,6 +164,7 @@ def fill(
         for each, parameters, buffers, children in before:
             each._parameters, each._buffers, each._modules = parameters, buffers, children
         raise
+    exchange(holders, replaced)  # where else the model has them
     leave_fused_paths(root, tuple(INT8_LAYERS.values()))
     return root
 

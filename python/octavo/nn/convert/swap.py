@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from operator import is_
 from typing import Any
 
 import torch
@@ -66,11 +67,32 @@ def _clear_padding(
 
 def _swap(model: nn.Module, new: Mapping[int, nn.Module]) -> nn.Module:
     """Puts modules into the places of others, which are given by id; returns the model."""
-    for module in list(model.modules()):
-        for name, child in module._modules.items():
-            if child is not None and id(child) in new:
-                module._modules[name] = new[id(child)]
+    exchange([*model.modules(), *new.values()], new)
     return new.get(id(model), model)
+
+
+def exchange(holders: Iterable[nn.Module], new: Mapping[int, nn.Module]) -> None:
+    """Puts new[id(module)] wherever one of `holders` has the module: among its children, and in attributes,
+    such as a plain list, which a forward may go through instead."""
+    seen: set[int] = set()
+
+    def exchanged(value: Any) -> Any:
+        if isinstance(value, nn.Module):
+            return new.get(id(value), value)
+        if type(value) is tuple:
+            found = tuple(map(exchanged, value))
+            return value if all(map(is_, found, value)) else found
+        if not isinstance(value, dict | list) or id(value) in seen:
+            return value
+        seen.add(id(value))
+        for key, each in list(value.items() if isinstance(value, dict) else enumerate(value)):
+            other = exchanged(each)
+            if other is not each:
+                value[key] = other
+        return value
+
+    for holder in holders:
+        exchanged(vars(holder))
 
 
 @contextmanager
