@@ -98,7 +98,7 @@ def _shared(
     biases = _one_for_each(bias, "bias", count)
     activations = [activation] * count if one else _one_for_each(activation, "activation", count)
     outs = None if out is None else [(f"out[{i}]", o) for i, o in enumerate(_one_for_each(out, "out", count))]
-    if type(x) is not np.ndarray and is_jit_traced():  # which has no lists of strings, as INT8_LINEARS has one
+    if type(x) is not np.ndarray and is_jit_traced():  # which has no lists of strings
         more = out_dtype, symmetric
         return [
             INT8_LINEAR(x, w, None, b, a, *more, out=None if outs is None else [outs[i]])
