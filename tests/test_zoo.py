@@ -18,9 +18,9 @@ from zoo.entry import Entry  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers and of torch.export
 TABLE = {**text.TABLE, **vision.TABLE, **sound.TABLE, **mixed.TABLE}
-# torch.export takes seconds for a model: the gate fuses one of three.
+# All take a quarter of an hour: the gate has one of three.
 DEEP = os.environ.get("OCTAVO_TEST_DEEP") == "1"
-TO_FUSE = TABLE if DEEP else dict(list(TABLE.items())[::3])
+CHOSEN = TABLE if DEEP else dict(list(TABLE.items())[::3])
 
 
 @pytest.fixture(autouse=True)
@@ -29,13 +29,13 @@ def quiet(monkeypatch):
 
 
 def test_the_zoo_is_large():
-    kinds = {type(getattr(transformers, name).config_class()).model_type for name in TABLE}
+    kinds = {type(getattr(transformers, name).config_class()).model_type for name in CHOSEN}
     assert len(kinds) >= 80
 
 
-@pytest.mark.parametrize("name", TABLE)
+@pytest.mark.parametrize("name", CHOSEN)
 def test_int8(name: str, tmp_path: Path, record_property):
-    entry: Entry = TABLE[name]
+    entry: Entry = CHOSEN[name]
     call = entry.call()
     record_property("zoo", "tried")
     model = octavo.quantize_(entry.make())
@@ -46,9 +46,9 @@ def test_int8(name: str, tmp_path: Path, record_property):
     record_property("zoo", "int8")
 
 
-@pytest.mark.parametrize("name", TO_FUSE)
+@pytest.mark.parametrize("name", CHOSEN)
 def test_fuse(name: str, record_property):
-    entry: Entry = TO_FUSE[name]
+    entry: Entry = CHOSEN[name]
     model = octavo.quantize_(entry.make())
     record_property("zoo", "tried to fuse")
     try:
