@@ -18,8 +18,12 @@ from fusing import count_graph_calls
 from .entry import Entry
 
 Call = dict[str, Any]
-# Of one product with random rows of 32 numbers, int8 changes the result by 0.7 % (2 roundings to steps of
-# amax / 127); of some ten in a row by 2 to 5 %. A layer that computes something else changes it by 100 %.
+# Rounding moves a row of 32 random numbers by some 0.7 %, twice in a product. So the measure is what a model
+# makes of noise: int8 may be thrice as far off as the float model is where the result of every layer gets 1 %
+# of it. (Measured: at most 2.1 times, mostly once; a layer that computes something else is 100 % off.)
+NOISE = 0.01
+LEAST = 0.02  # where noise does not come through
+# Another order of float operations moves an activation to the next step here and there.
 BOUND = 0.1
 SPECIAL = [92, 93, 94, 95]  # tokens that stand for images, in models that take some
 
@@ -56,11 +60,26 @@ def same(found: list[Tensor], wanted: list[Tensor]) -> bool:
     )
 
 
-def check_near(entry: Entry, model: nn.Module, call: Call) -> float:
-    found = forward(model, call)[0]
-    off = error(found, forward(entry.make(), call)[0], chooses=entry.chooses)
-    assert off < BOUND, f"int8 is {off:.3f} off"
-    return off
+def check_near(entry: Entry, model: nn.Module, call: Call) -> None:
+    wanted = forward(entry.make(), call)[0]
+    off = error(forward(model, call)[0], wanted, chooses=entry.chooses)
+    bound = bound_of(entry, call, wanted)
+    assert off < bound, f"int8 is {off:.3f} off, with noise float is {bound:.3f} off"
+
+
+def bound_of(entry: Entry, call: Call, wanted: Tensor) -> float:
+    model, generator = entry.make(), torch.Generator().manual_seed(5)
+
+    def disturb(layer: nn.Module, args: Any, result: Any) -> Any:
+        if not isinstance(result, Tensor):  # of a subclass
+            return result
+        noise = torch.randn(result.shape, generator=generator)
+        return result + noise * NOISE * result.square().mean(-1, keepdim=True).sqrt()
+
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding):
+            module.register_forward_hook(disturb)
+    return max(LEAST, 3 * error(forward(model, call)[0], wanted, chooses=entry.chooses))
 
 
 def check_copies(entry: Entry, model: nn.Module, call: Call, folder: Path) -> None:
@@ -102,7 +121,7 @@ def _cached_off(model: nn.Module, call: Call, chooses: bool) -> float:
     given = {name: value for name, value in call.items() if not name.startswith("decoder_")}
     with torch.no_grad():
         found = model.generate(
-            **copy.deepcopy(given), max_new_tokens=4, min_new_tokens=4, do_sample=False,
+            **copy.deepcopy(given), max_new_tokens=4, min_new_tokens=4, do_sample=False, num_beams=1,
             suppress_tokens=SPECIAL, return_dict_in_generate=True, output_logits=True,
         )  # fmt: skip
         ids = found.sequences[:, :-1]
@@ -119,7 +138,7 @@ def _cached_off(model: nn.Module, call: Call, chooses: bool) -> float:
     return error(logits, wanted[:, -logits.shape[1] :], chooses=chooses)
 
 
-def check_fused(entry: Entry, model: nn.Module, call: Call) -> float:
+def check_fused(entry: Entry, model: nn.Module, call: Call) -> None:
     wanted = forward(model, call)
     fused = octavo.fuse_(model, copy.deepcopy(call))
     calls = count_graph_calls(fused)
@@ -128,4 +147,3 @@ def check_fused(entry: Entry, model: nn.Module, call: Call) -> float:
     assert len(found) == len(wanted)
     off = error(found[0], wanted[0], chooses=entry.chooses)
     assert off < BOUND, f"fused is {off:.3f} off"
-    return off

@@ -34,15 +34,17 @@ def enliven_(model: nn.Module) -> nn.Module:
     """Weights as in a trained model, where every layer counts: fresh ones are so small, or zero, that the
     model hands its embeddings on to its output, whatever its layers compute."""
     torch.manual_seed(0)
+    fades = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())  # of fresh ones it does
     for module in model.modules():
         for name, value in module.named_parameters(recurse=False):
             if "norm" in type(module).__name__.lower():
                 continue
             if name == "weight" and value.dim() > 1 and value.numel():
                 embeds = isinstance(module, nn.Embedding)
-                nn.init.normal_(value, std=0.5 if embeds else (value.numel() / len(value)) ** -0.5)
+                gain = 2 if isinstance(module, nn.Conv2d) else 1  # a ReLU follows
+                nn.init.normal_(value, std=0.5 if embeds else (gain * len(value) / value.numel()) ** 0.5)
             elif name == "bias":
-                nn.init.normal_(value, std=0.1)
+                nn.init.normal_(value, std=0.0 if fades else 0.1)
             elif value.dim() == 1 and value.abs().max() < 0.2:  # the scale of a layer
                 nn.init.uniform_(value, 0.5, 1.0)
     return model

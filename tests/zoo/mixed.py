@@ -140,7 +140,6 @@ TABLE: dict[str, Entry] = {
         lambda: tokens(visual_feats=torch.randn(2, 4, 16), visual_pos=torch.rand(2, 4, 4))),
     **entries({"VisualBertModel": {**TEXT, "visual_embedding_dim": 16}}, {},
         lambda: tokens(visual_embeds=torch.randn(2, 4, 16))),
-    **entries({"ViltModel": {**TEXT, **EYES}}, {}, both),
     **entries({"FlavaModel": {"text_config": TEXT, "image_config": EYES, "multimodal_config": TEXT,
         "projection_dim": 32, "hidden_size": 32}}, {}, both),
     **entries({"BridgeTowerModel": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
