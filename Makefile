@@ -38,7 +38,7 @@ CPP_TESTS = $(BIN)/cmake -S . -B build/cpp-tests -G Ninja -DCMAKE_MAKE_PROGRAM=$
   -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir)
 
 .DEFAULT_GOAL := help
-.PHONY: help build test test-torch test-newest test-deep test-cpp test-races test-arm cuda test-cuda gpu lint format bench docs demo lock clean
+.PHONY: help build test test-torch test-newest test-deep test-zoo test-cpp test-races test-arm cuda test-cuda gpu lint format bench docs demo lock clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -58,7 +58,7 @@ test-torch: build $(OLDEST)/.locked-oldest  ## only the tests of PyTorch, on the
 	OCTAVO_TEST_TORCH=$(OTHER_TORCH) $(PYTEST) tests/test_torch_versions.py $(TEST_ARGS)
 
 test-deep:  ## test with new cases, ten times as many; test-races; test-arm on every processor; cuda, where nvcc is
-	$(MAKE) test test-races OCTAVO_TEST_DEEP=1
+	$(MAKE) test test-zoo test-races OCTAVO_TEST_DEEP=1
 	$(MAKE) test-arm PROCESSORS="max neoverse-n1 cortex-a72"
 	if command -v nvcc >/dev/null; then $(MAKE) cuda; fi
 
@@ -66,6 +66,9 @@ test-newest: $(NEWEST)/.octavo  ## the tests on the newest of everything, held.t
 	@echo "newer than in requirements/dev.txt:"
 	@grep -vxFf requirements/dev.txt build/newest.txt || echo nothing
 	$(NEWEST)/bin/python -m pytest --ignore=tests/test_torch_versions.py $(TEST_ARGS)
+
+test-zoo: build build/zoo/.locked  ## models of timm and diffusers, int8, copied and fused: the gate has those of transformers
+	PYTHONPATH=build/zoo $(PYTEST) tests/test_zoo_others.py $(TEST_ARGS)
 
 test-cpp: $(VENV)/.locked-dev  ## only the kernels under sanitizers, those for CUDA on an emulator
 	@$(CPP_TESTS)
@@ -147,6 +150,11 @@ $(CUDA)/.locked: requirements/cuda.txt
 	@$(@D)/$(PIP) --no-deps -r $<
 	@touch $@
 
+build/zoo/.locked: requirements/zoo.txt
+	@echo "setting up $(@D): $<"
+	@$(PYTHON) -m pip --disable-pip-version-check install $(QUIET) --no-deps --target $(@D) --upgrade -r $<
+	@touch $@
+
 $(DOCS)/.locked: requirements/docs.txt
 	@echo "setting up $(@D): $<"
 	@$(PYTHON) -m venv $(@D)
@@ -181,6 +189,8 @@ lock: build/uv/bin/uv  ## the newest versions, but for those of requirements/hel
 	$(LOCK) $(WITHOUT_CUDA) requirements/build.in -c requirements/dev.txt -o requirements/build.txt
 	$(LOCK) $(WITHOUT_CUDA) requirements/demo.in --extra demo pyproject.toml -c requirements/dev.txt -o requirements/demo.txt
 	$(LOCK) $(WITHOUT_CUDA) requirements/bench.in --extra bench pyproject.toml -c requirements/dev.txt -o requirements/bench.txt
+	$(LOCK) $(WITHOUT_CUDA) requirements/zoo.in -c requirements/dev.txt -o build/zoo.txt
+	grep -vxFf requirements/dev.txt build/zoo.txt >requirements/zoo.txt
 	$(LOCK) $(WITHOUT_CUDA) requirements/oldest.in -o requirements/oldest.txt
 	$(LOCK) requirements/docs.in -o requirements/docs.txt
 	$(LOCK) requirements/cuda.in -c requirements/dev.txt -o requirements/cuda.txt

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -147,3 +149,34 @@ def check_fused(entry: Entry, model: nn.Module, call: Call) -> None:
     assert len(found) == len(wanted)
     off = error(found[0], wanted[0], chooses=entry.chooses)
     assert off < BOUND, f"fused is {off:.3f} off"
+
+
+# ---- a test of each ----
+
+
+def check_int8(entry: Entry, folder: Path, record: Callable[[str, str], None]) -> None:
+    """record: pytest's record_property; conftest.py counts."""
+    record("zoo", "models tried")
+    call = entry.call()
+    model = octavo.quantize_(entry.make())
+    check_near(entry, model, call)
+    check_copies(entry, model, call, folder)
+    if entry.generates and hasattr(model, "can_generate") and model.can_generate():
+        check_generate(entry, model, call)
+    record("zoo", "models int8")
+
+
+def check_fuse(entry: Entry, record: Callable[[str, str], None]) -> None:
+    """It holds, or says why not."""
+    model = octavo.quantize_(entry.make())
+    record("zoo", "fuse_ tried")
+    try:
+        check_fused(entry, model, entry.call())
+    except ValueError as refusal:
+        if not str(refusal).startswith("model: expected"):
+            raise
+        # of all refusals of a kind the same
+        reason = re.sub(r"for \w+ it says: |\(.*|\b[us]?\d+\b|[A-Za-z]*'\w[\w.]*'", "", str(refusal)).strip()
+        record("zoo", f"fuse_ refused: {reason[:120]}")
+    else:
+        record("zoo", "fuse_ held")
